@@ -1,0 +1,404 @@
+//! The brief: all that one proxy is told, and the messages of the control channel that carry it.
+//!
+//! This is the one contract between controller and sidecar, and a contract between versions: a sidecar lives as long
+//! as its pod. Its poll names the brief version it reads; the controller writes that one. Unknown fields are refused,
+//! since an ignored restriction is a hole. Sizes do not grow with the topology: the symbolic rule `AllDeclared`
+//! stands for every declared server, and addresses travel apart, as routes.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    identity::{DnsName, Identity, SpiffeId},
+    refusal::{ReadyDetail, Refusal},
+};
+
+/// The brief version that this build reads and writes.
+pub const VERSION: u32 = 1;
+/// Up to this many addresses are pushed to every proxy; beyond it proxies ask at the first dial.
+pub const PUSHED_ROUTES: usize = 2_000;
+/// Bound of a sync request's body, in bytes.
+pub const MAX_SYNC_REQUEST: usize = 192 * 1024;
+/// Bound of a report inside it, in entries of refusals.
+pub const MAX_REPORTED_REFUSALS: usize = 256;
+/// Bound of a sync response's body, in bytes.
+pub const MAX_SYNC_RESPONSE: usize = 4 * 1024 * 1024;
+/// Bound of a certificate request's body, in bytes.
+pub const MAX_CERTIFICATE_REQUEST: usize = 16 * 1024;
+/// How long the controller holds a poll that has no news, in seconds.
+pub const POLL_HOLD_SECONDS: u64 = 30;
+/// Audience of the pod-bound token that a certificate request carries.
+pub const TOKEN_AUDIENCE: &str = "entente.dev";
+/// Application protocol between our own sidecars.
+pub const ALPN: &[u8] = b"entente/1";
+
+/// Where a proxy stands: the policy revision, and the hash of its own brief.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Cursor {
+    /// Revision of the domain's topology; never goes back.
+    pub revision: u64,
+    /// Hash of the brief without its cursor. Conditions compare this, so a change elsewhere leaves a server Ready.
+    pub hash: String,
+}
+
+/// What one proxy must know to enforce the topology.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Brief {
+    /// Version of this format.
+    pub version: u32,
+    /// What acknowledging this brief means.
+    pub cursor: Cursor,
+    /// Who we are.
+    pub identity: SpiffeId,
+    /// Whether we are (still) declared.
+    pub standing: Standing,
+    /// The DNS names our leaf should carry, topology name included; a leaf with others is renewed at once.
+    pub names: Vec<DnsName>,
+    /// Lifetime of our leaves, in seconds; a change renews at once.
+    pub lifetime_seconds: u32,
+    /// What we listen for.
+    pub ports: Vec<Port>,
+    /// What the application may call beside declared servers.
+    pub egress: Egress,
+    /// Whom we trust, for what.
+    pub scopes: Vec<Scope>,
+    /// Seconds that open connections are given when the pod ends.
+    pub drain_seconds: u32,
+}
+
+/// Whether a server is (still) declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Standing {
+    /// Declared and accepted.
+    Active,
+    /// No longer: refuse everything, end what is open.
+    Withdrawn,
+}
+
+/// One declared port. A connection to `port` or to `target_port` belongs to it; the proxy forwards to `target_port`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Port {
+    /// Name in the `TrustedServer`.
+    pub name: String,
+    /// What peers dial.
+    pub port: u16,
+    /// What the application listens on.
+    pub target_port: u16,
+    /// What the wire carries.
+    pub mode: Mode,
+    /// Who may call; only `MutualTls` can enforce it.
+    pub allow: Allow,
+}
+
+/// What the wire of a TCP port carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Mode {
+    /// Both ends prove themselves.
+    MutualTls,
+    /// The server alone proves itself; clients outside the topology are welcome.
+    ServerTls,
+    /// Declared, unprotected, spliced.
+    Plaintext,
+}
+
+/// Who may call a port: an allow-list, empty = nobody.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Allow {
+    /// Every declared Internal server: everyone the authority of our own trust domain vouches for.
+    pub all_declared: bool,
+    /// These servers.
+    pub servers: Vec<SpiffeId>,
+}
+
+/// What the application may call beside declared servers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Egress {
+    /// Everything that is not declared may be called as it is.
+    pub unrestricted: bool,
+    /// These networks may be called as they are.
+    pub networks: Vec<EgressNetwork>,
+}
+
+/// A network that may be called without TLS of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EgressNetwork {
+    /// The network.
+    pub cidr: IpNet,
+    /// TCP ports; empty = every port.
+    pub ports: Vec<u16>,
+}
+
+/// A trust scope: anchors that may vouch for one group of names. Scopes are never pooled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Scope {
+    /// `internal`: our own authority.
+    pub id: String,
+    /// Root certificates, PEM.
+    pub anchors: Vec<String>,
+}
+
+/// The id of our own authority's scope.
+pub const INTERNAL: &str = "internal";
+
+/// Where one address leads. Routes only *find* peers; certificates prove them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Route {
+    /// A pod's or a Service's address.
+    pub address: IpAddr,
+    /// What is there.
+    pub to: Target,
+}
+
+/// What an address leads to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub enum Target {
+    /// A declared server must answer there.
+    Server {
+        /// Who must answer.
+        id: SpiffeId,
+        /// UID of the pod, where the address is a pod's.
+        pod: Option<String>,
+        /// TCP ports that may be dialled, with what their wire carries.
+        ports: BTreeMap<u16, Mode>,
+    },
+    /// Allowed egress of this proxy (`outbound.extra.service`), called as it is; empty = every port.
+    Plain(Vec<u16>),
+}
+
+/// Where a proxy's table of routes stands. Epochs differ between controller replicas and restarts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteCursor {
+    /// Which table.
+    pub epoch: u64,
+    /// Its version.
+    pub version: u64,
+}
+
+/// Changes to a proxy's table of routes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RouteDelta {
+    /// Where the table stands after this delta.
+    pub cursor: RouteCursor,
+    /// Forget everything first.
+    pub reset: bool,
+    /// Too many to push: unknown addresses must be asked for (`SyncRequest::ask`).
+    pub on_demand: bool,
+    /// New or changed.
+    pub put: Vec<Route>,
+    /// Gone.
+    pub remove: Vec<IpAddr>,
+}
+
+/// `POST /v1/sync`: acknowledges, reports, and waits for news (at most `POLL_HOLD_SECONDS`).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SyncRequest {
+    /// The brief version this proxy reads.
+    pub brief_version: u32,
+    /// The brief in force: every new connection is judged by it and every open one has been. `None` = none yet.
+    pub after: Option<Cursor>,
+    /// The routes in force.
+    pub routes: Option<RouteCursor>,
+    /// On-demand addresses still in use, at most [`PUSHED_ROUTES`].
+    pub keep: Vec<IpAddr>,
+    /// Addresses to look up now; a non-empty list is answered at once.
+    pub ask: Vec<IpAddr>,
+    /// What was seen since the last report that was answered.
+    pub report: Report,
+}
+
+/// The answer to a sync: only what is new.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SyncResponse {
+    /// The next brief, where it differs from the acknowledged one.
+    pub brief: Option<Brief>,
+    /// Changed routes.
+    pub routes: Option<RouteDelta>,
+}
+
+/// What a sidecar saw; bounded, aggregated.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Report {
+    /// Refusals since the last report, at most [`MAX_REPORTED_REFUSALS`] kinds.
+    pub refusals: Vec<RefusedConnections>,
+    /// Open connections now.
+    pub open: u64,
+    /// End of our certificate's validity, Unix seconds; 0 = no certificate.
+    pub leaf_not_after: i64,
+    /// Serial of our certificate, lower-case hex.
+    pub leaf_serial: String,
+}
+
+/// Equal refusals, counted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RefusedConnections {
+    /// Who dialled whom: `inbound` or `outbound`.
+    pub direction: Direction,
+    /// The reason.
+    pub reason: Refusal,
+    /// Who was refused: a SPIFFE ID where one was proven, else the address.
+    pub peer: String,
+    /// The port dialled.
+    pub port: u16,
+    /// How often.
+    pub count: u64,
+}
+
+/// Which side of the proxy a connection arrived at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Direction {
+    /// From the network to our application.
+    Inbound,
+    /// From our application to the network.
+    Outbound,
+}
+
+/// `POST /v1/certificate`, with the pod-bound token as `Authorization: Bearer`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CertificateRequest {
+    /// PKCS#10, DER, base64. It holds a public key and the proof of possession; nothing else.
+    pub csr: String,
+}
+
+/// The answer: our chain, leaf first, without the root.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CertificateResponse {
+    /// PEM certificates, leaf first.
+    pub chain: Vec<String>,
+    /// Anchors of the internal scope, PEM, so that the proxy can check the chain before it uses it.
+    pub anchors: Vec<String>,
+}
+
+/// The answer to a request that was refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Denied {
+    /// Stable code of the issuance stage, `NoMatchingServer` for instance.
+    pub code: String,
+    /// One sentence: what is wrong and what to do.
+    pub message: String,
+}
+
+impl Brief {
+    /// The declared port that a connection to `port` belongs to.
+    pub fn port(&self, port: u16) -> Result<&Port, Refusal> {
+        if self.standing == Standing::Withdrawn {
+            return Err(Refusal::NotReady(ReadyDetail::Withdrawn));
+        }
+        let belongs = |candidate: &&Port| candidate.port == port || candidate.target_port == port;
+        self.ports.iter().find(belongs).ok_or(Refusal::PortNotAllowed)
+    }
+
+    /// Judges a verified peer: may `from`, proven in scope `internal`, call `port`?
+    pub fn admit(&self, from: &Identity, port: u16) -> Result<&Port, Refusal> {
+        let declared = self.port(port)?;
+        let all = declared.allow.all_declared && from.id.trust_domain() == self.identity.trust_domain();
+        if all || declared.allow.servers.contains(&from.id) { Ok(declared) } else { Err(Refusal::NotInTopology) }
+    }
+
+    /// Whether the application may call this address as it is, beside declared servers and routes.
+    pub fn may_leave(&self, address: IpAddr, port: u16) -> bool {
+        let matches = |network: &EgressNetwork| {
+            network.cidr.contains(&address) && (network.ports.is_empty() || network.ports.contains(&port))
+        };
+        self.standing == Standing::Active && (self.egress.unrestricted || self.egress.networks.iter().any(matches))
+    }
+
+    /// The anchors of scope `id`; none where the brief has no such scope.
+    pub fn anchors(&self, id: &str) -> &[String] {
+        self.scopes.iter().find(|scope| scope.id == id).map_or(&[], |scope| &scope.anchors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use jiff::Timestamp;
+
+    use super::*;
+
+    fn id(server: &str) -> SpiffeId {
+        SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), "sip", server).unwrap()
+    }
+
+    fn peer(id: SpiffeId) -> Identity {
+        Identity {
+            id,
+            dns_names: BTreeSet::new(),
+            pod_uid: None,
+            serial: vec![1],
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    fn brief(allow: Allow) -> Brief {
+        Brief {
+            version: VERSION,
+            cursor: Cursor::default(),
+            identity: id("front-end"),
+            standing: Standing::Active,
+            names: vec![],
+            lifetime_seconds: 86_400,
+            ports: vec![Port { name: "sip".into(), port: 5061, target_port: 5060, mode: Mode::MutualTls, allow }],
+            egress: Egress::default(),
+            scopes: vec![],
+            drain_seconds: 30,
+        }
+    }
+
+    #[test]
+    fn a_peer_is_admitted_on_both_numbers_of_a_declared_port_and_on_no_other() {
+        let brief = brief(Allow { all_declared: false, servers: vec![id("mediation")] });
+        assert!(brief.admit(&peer(id("mediation")), 5061).is_ok());
+        assert!(brief.admit(&peer(id("mediation")), 5060).is_ok());
+        assert_eq!(brief.admit(&peer(id("mediation")), 80), Err(Refusal::PortNotAllowed));
+        assert_eq!(brief.admit(&peer(id("director")), 5061), Err(Refusal::NotInTopology));
+    }
+
+    #[test]
+    fn all_declared_means_our_trust_domain_only() {
+        let brief = brief(Allow { all_declared: true, servers: vec![] });
+        let foreign = SpiffeId::new(&DnsName::parse("fabrikam.example").unwrap(), "sip", "mediation").unwrap();
+        assert!(brief.admit(&peer(id("anyone")), 5061).is_ok());
+        assert_eq!(brief.admit(&peer(foreign), 5061), Err(Refusal::NotInTopology));
+    }
+
+    #[test]
+    fn an_empty_list_admits_nobody_and_a_withdrawn_server_nothing() {
+        let mut brief = brief(Allow::default());
+        assert_eq!(brief.admit(&peer(id("front-end")), 5061), Err(Refusal::NotInTopology));
+        brief.standing = Standing::Withdrawn;
+        assert_eq!(brief.admit(&peer(id("front-end")), 5061), Err(Refusal::NotReady(ReadyDetail::Withdrawn)));
+    }
+
+    #[test]
+    fn a_brief_with_an_unknown_field_is_refused() {
+        let mut written = serde_json::to_value(brief(Allow::default())).unwrap();
+        assert!(serde_json::from_value::<Brief>(written.clone()).is_ok());
+        written["onlyOnSundays"] = true.into();
+        assert!(serde_json::from_value::<Brief>(written).is_err());
+    }
+}
