@@ -9,8 +9,25 @@
 //! over values. The second is the shell: it moves bytes and decides nothing. `tests/integration/architecture.rs` holds
 //! both the directions between modules and the purity of the core.
 
-pub mod brief;
+// The core.
 pub mod identity;
 pub mod refusal;
+
+pub mod brief;
+pub mod pki;
 pub mod sidecar;
+
+#[cfg(feature = "controller")]
+pub mod api;
+#[cfg(feature = "controller")]
+pub mod plan;
+#[cfg(feature = "controller")]
+pub mod topology;
+
+// The shell.
+#[cfg(feature = "controller")]
+pub mod controller;
+pub mod proxy;
+
+pub mod cli;
 pub mod telemetry;

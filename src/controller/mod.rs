@@ -1,0 +1,1 @@
+//! The operator: watch → observe → resolve → plan → apply → report; issuance, briefs and the webhook.

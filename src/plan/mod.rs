@@ -1,0 +1,1 @@
+//! From topology and observation to steps and conditions, as data.

@@ -1,0 +1,1 @@
+//! The sidecar: credentials, interception, inbound, outbound, relay, probes, drain.
