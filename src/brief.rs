@@ -151,31 +151,18 @@ pub struct Scope {
 /// The id of our own authority's scope.
 pub const INTERNAL: &str = "internal";
 
-/// Where one address leads. Routes only *find* peers; certificates prove them.
+/// The declared server behind one address. Routes only *find* peers; certificates prove them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Route {
     /// A pod's or a Service's address.
     pub address: IpAddr,
-    /// What is there.
-    pub to: Target,
-}
-
-/// What an address leads to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub enum Target {
-    /// A declared server must answer there.
-    Server {
-        /// Who must answer.
-        id: SpiffeId,
-        /// UID of the pod, where the address is a pod's.
-        pod: Option<String>,
-        /// TCP ports that may be dialled, with what their wire carries.
-        ports: BTreeMap<u16, Mode>,
-    },
-    /// Allowed egress of this proxy (`outbound.extra.service`), called as it is; empty = every port.
-    Plain(Vec<u16>),
+    /// Who must answer there.
+    pub server: SpiffeId,
+    /// UID of the pod, where the address is a pod's.
+    pub pod: Option<String>,
+    /// TCP ports that may be dialled, with what their wire carries.
+    pub ports: BTreeMap<u16, Mode>,
 }
 
 /// Where a proxy's table of routes stands. Epochs differ between controller replicas and restarts.

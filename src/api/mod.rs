@@ -1,1 +1,20 @@
-//! The kinds of `entente.dev/v1alpha1`, and nothing else.
+//! The kinds of group `entente.dev`, version `v1alpha1`: the contract with users, and nothing else.
+#![allow(unreachable_pub, reason = "KubeSchema copies each struct into a private scope of its own")]
+
+pub mod conditions;
+pub mod crds;
+mod trust_domain;
+mod trusted_server;
+
+pub use trust_domain::{
+    AuthoritySpec, AuthorityState, AuthorityStatus, DefaultPeers, KeyAlgorithm, LeafSpec, ManagedAuthority,
+    ServerCounts, TopologySpec, TrustDomain, TrustDomainSpec, TrustDomainStatus,
+};
+pub use trusted_server::{
+    AllowedPeer, CertificateCounts, EgressRule, ObjectName, OutboundPolicy, OutboundSpec, PodSelector, PortMode,
+    PortSpec, Protocol, ProxyCounts, ProxyResources, ProxySpec, Requirement, Role, SelectorOperator, TrustedServer, TrustedServerSpec,
+    TrustedServerStatus,
+};
+
+/// The API group of every kind.
+pub const GROUP: &str = "entente.dev";

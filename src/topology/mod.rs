@@ -1,1 +1,292 @@
-//! From declared objects to a topology: who is which server, who may call whom, and every problem found.
+//! The topology: what all declarations together mean.
+//!
+//! Resolving never fails as a whole. One bad object gets its problems and loses only what is wrong about it; two
+//! objects that claim the same thing are settled by age: the older keeps it.
+
+pub mod facts;
+mod names;
+mod problem;
+mod resolve;
+mod selector;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
+
+use ipnet::IpNet;
+use jiff::Timestamp;
+
+pub use problem::Problem;
+pub use selector::Selector;
+
+use crate::{
+    api::{ProxyResources, TrustDomain, TrustedServer},
+    brief::{Allow, EgressNetwork, Mode},
+    identity::{DnsName, SpiffeId},
+};
+use facts::{PodFacts, ServiceFacts};
+
+/// One of our objects.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Key {
+    /// A `TrustDomain`.
+    Domain(String),
+    /// A `TrustedServer`.
+    Server(ServerKey),
+}
+
+/// A `TrustedServer` by namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl fmt::Display for ServerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Domain(name) => write!(f, "TrustDomain {name}"),
+            Self::Server(key) => write!(f, "TrustedServer {key}"),
+        }
+    }
+}
+
+/// Everything that was declared, and the facts that it is about.
+#[derive(Clone, Debug, Default)]
+pub struct Declared {
+    /// Our domains.
+    pub domains: Vec<TrustDomain>,
+    /// Our servers.
+    pub servers: Vec<TrustedServer>,
+    /// Namespaces with the domain that their label names.
+    pub namespaces: BTreeMap<String, Option<String>>,
+    /// Pods.
+    pub pods: Vec<PodFacts>,
+    /// Services.
+    pub services: Vec<ServiceFacts>,
+}
+
+/// What the declarations mean.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Topology {
+    domains: BTreeMap<String, Domain>,
+    servers: BTreeMap<ServerKey, Server>,
+    /// Servers of a namespace, oldest first.
+    by_age: BTreeMap<String, Vec<ServerKey>>,
+    pods: BTreeMap<String, (ServerKey, PodFacts)>,
+    services: Vec<(ServerKey, ServiceFacts, BTreeMap<u16, Mode>)>,
+}
+
+/// A trust domain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Domain {
+    /// Name of the `TrustDomain`.
+    pub name: String,
+    /// The SPIFFE trust domain.
+    pub trust_domain: DnsName,
+    /// Names that servers may carry.
+    pub suffixes: Vec<DnsName>,
+    /// The cluster's DNS domain.
+    pub cluster_domain: DnsName,
+    /// Namespaces that have joined.
+    pub namespaces: BTreeSet<String>,
+    /// Life of leaves, in seconds.
+    pub lifetime_seconds: u32,
+    /// How far leaves are back-dated, in seconds.
+    pub skew_seconds: u32,
+    /// Days that a root lives.
+    pub root_days: u32,
+    /// Days that an issuer lives.
+    pub issuer_days: u32,
+    /// Digest over UID and generation of the domain and its servers.
+    pub digest: String,
+}
+
+impl Domain {
+    /// Names below which the authority vouches: the suffixes, the trust domain, the cluster's names.
+    pub fn permitted(&self) -> BTreeSet<DnsName> {
+        let svc = DnsName::parse("svc").ok();
+        let own = [self.trust_domain.clone(), self.cluster_domain.clone()];
+        self.suffixes.iter().cloned().chain(own).chain(svc).collect()
+    }
+}
+
+/// A declared server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Server {
+    /// Which object.
+    pub key: ServerKey,
+    /// Its UID.
+    pub uid: String,
+    /// When it was declared.
+    pub created: Timestamp,
+    /// Name of its domain.
+    pub domain: String,
+    /// Its identity.
+    pub id: SpiffeId,
+    /// Its pods.
+    pub selector: Selector,
+    /// The ServiceAccount that they must run under.
+    pub service_account: String,
+    /// Declared names that are in order, and the topology name.
+    pub names: BTreeSet<DnsName>,
+    /// Its ports.
+    pub ports: Vec<ServerPort>,
+    /// What it may call beside the topology.
+    pub egress: Vec<EgressNetwork>,
+    /// Whether it may call everything that is not declared.
+    pub unrestricted: bool,
+    /// Seconds to drain.
+    pub drain_seconds: u32,
+    /// Requests and limits of its sidecars.
+    pub resources: ProxyResources,
+}
+
+/// A declared port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerPort {
+    /// Its name.
+    pub name: String,
+    /// What peers dial.
+    pub port: u16,
+    /// What the application listens on.
+    pub target_port: u16,
+    /// What the wire carries; `None` = UDP.
+    pub mode: Option<Mode>,
+    /// Who may call.
+    pub allow: Allow,
+}
+
+/// Why a pod gets no certificate, or not yet.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unattested {
+    /// No server selects it.
+    #[error("no TrustedServer selects pod {0}: its labels must match the selector of one in its namespace")]
+    NoMatchingServer(String),
+    /// The pod runs under another ServiceAccount than declared.
+    #[error("pod {pod} runs under ServiceAccount {found}, but TrustedServer {server} wants {wanted}")]
+    ServiceAccountMismatch {
+        /// The pod.
+        pod: String,
+        /// What it runs under.
+        found: String,
+        /// The server that selects it.
+        server: ServerKey,
+        /// What that declares.
+        wanted: String,
+    },
+}
+
+impl Unattested {
+    /// The stable code of the issuance stage.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::NoMatchingServer(_) => "NoMatchingServer",
+            Self::ServiceAccountMismatch { .. } => "ServiceAccountMismatch",
+        }
+    }
+}
+
+impl Topology {
+    /// Resolves all declarations; never fails as a whole.
+    pub fn resolve(declared: &Declared) -> (Self, Vec<(Key, Problem)>) {
+        resolve::resolve(declared)
+    }
+
+    /// The domains.
+    pub fn domains(&self) -> impl Iterator<Item = &Domain> {
+        self.domains.values()
+    }
+
+    /// A domain by the name of its object.
+    pub fn domain(&self, name: &str) -> Option<&Domain> {
+        self.domains.get(name)
+    }
+
+    /// The servers, by key.
+    pub fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.servers.values()
+    }
+
+    /// A server by key.
+    pub fn server(&self, key: &ServerKey) -> Option<&Server> {
+        self.servers.get(key)
+    }
+
+    /// The domain of a namespace.
+    pub fn domain_of_namespace(&self, namespace: &str) -> Option<&Domain> {
+        self.domains.values().find(|domain| domain.namespaces.contains(namespace))
+    }
+
+    /// The server that selects pods with these labels: the oldest one.
+    pub fn selecting(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<&Server> {
+        let candidates = self.by_age.get(namespace)?;
+        candidates.iter().filter_map(|key| self.servers.get(key)).find(|server| server.selector.matches(labels))
+    }
+
+    /// The server that a live pod is, by its labels and its ServiceAccount, both.
+    pub fn attest(&self, pod: &PodFacts) -> Result<&Server, Unattested> {
+        let name = format!("{}/{}", pod.namespace, pod.name);
+        let Some(server) = self.selecting(&pod.namespace, &pod.labels) else {
+            return Err(Unattested::NoMatchingServer(name));
+        };
+        if server.service_account == pod.service_account {
+            return Ok(server);
+        }
+        Err(Unattested::ServiceAccountMismatch {
+            pod: name,
+            found: pod.service_account.clone(),
+            server: server.key.clone(),
+            wanted: server.service_account.clone(),
+        })
+    }
+
+    /// The server whose pod this is, with the pod as last seen.
+    pub fn pod(&self, uid: &str) -> Option<(&Server, &PodFacts)> {
+        let (key, pod) = self.pods.get(uid)?;
+        Some((self.servers.get(key)?, pod))
+    }
+
+    /// The pods that a server selects, ending ones included.
+    pub fn pods_of<'a>(&'a self, key: &'a ServerKey) -> impl Iterator<Item = &'a PodFacts> {
+        self.pods.values().filter(move |(server, _)| server == key).map(|(_, pod)| pod)
+    }
+
+    /// All selected pods with their servers.
+    pub fn pods(&self) -> impl Iterator<Item = (&ServerKey, &PodFacts)> {
+        self.pods.values().map(|(key, pod)| (key, pod))
+    }
+
+    /// Service addresses that lead to one server: the server, the addresses, and the ports that may be dialled.
+    pub fn services(&self) -> impl Iterator<Item = (&ServerKey, &BTreeSet<IpAddr>, &BTreeMap<u16, Mode>)> {
+        self.services.iter().map(|(key, service, ports)| (key, &service.addresses, ports))
+    }
+
+    /// The DNS names that the leaf of `pod` carries.
+    pub fn names_of(&self, server: &Server, pod: &PodFacts) -> BTreeSet<DnsName> {
+        names::of_pod(self, server, pod)
+    }
+
+    /// The DNS names that every leaf of `server` carries.
+    pub fn names_of_server(&self, server: &Server) -> BTreeSet<DnsName> {
+        names::of_server(self, server)
+    }
+}
+
+/// A network of one address.
+fn host(address: IpAddr) -> IpNet {
+    IpNet::from(address)
+}
+
+#[cfg(test)]
+mod tests;

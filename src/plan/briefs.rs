@@ -1,0 +1,64 @@
+//! What one proxy is told.
+
+use sha2::{Digest, Sha256};
+
+use crate::{
+    brief::{Brief, Cursor, Egress, INTERNAL, Port, Scope, Standing, VERSION},
+    identity::SpiffeId,
+    pki,
+    topology::{Server, ServerPort, Topology, facts::PodFacts},
+};
+
+/// The brief of `pod`, one of `server`'s, at a published `revision`.
+pub fn brief_of(topology: &Topology, server: &Server, pod: &PodFacts, anchors: &[String], revision: u64) -> Brief {
+    let lifetime = topology.domain(&server.domain).map_or(86_400, |domain| domain.lifetime_seconds);
+    sealed(
+        Brief {
+            version: VERSION,
+            cursor: Cursor::default(),
+            identity: server.id.clone(),
+            standing: Standing::Active,
+            names: topology.names_of(server, pod).into_iter().collect(),
+            lifetime_seconds: lifetime,
+            ports: server.ports.iter().filter_map(port).collect(),
+            egress: Egress { unrestricted: server.unrestricted, networks: server.egress.clone() },
+            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors: anchors.to_vec() }],
+            drain_seconds: server.drain_seconds,
+        },
+        revision,
+    )
+}
+
+/// The brief of a pod whose server is no longer declared: refuse everything, end what is open.
+pub fn withdrawn(identity: SpiffeId, revision: u64) -> Brief {
+    sealed(
+        Brief {
+            version: VERSION,
+            cursor: Cursor::default(),
+            identity,
+            standing: Standing::Withdrawn,
+            names: vec![],
+            lifetime_seconds: 86_400,
+            ports: vec![],
+            egress: Egress::default(),
+            scopes: vec![],
+            drain_seconds: 0,
+        },
+        revision,
+    )
+}
+
+/// UDP ports travel with the pod's interception rules, not with the brief.
+fn port(port: &ServerPort) -> Option<Port> {
+    let ServerPort { name, port, target_port, mode, allow } = port;
+    let (name, allow) = (name.clone(), allow.clone());
+    Some(Port { name, port: *port, target_port: *target_port, mode: (*mode)?, allow })
+}
+
+/// Gives the brief its cursor: the revision, and the hash of everything else.
+fn sealed(brief: Brief, revision: u64) -> Brief {
+    // A brief is made of strings, numbers and lists: serde_json has no reason to refuse it.
+    let bytes = serde_json::to_vec(&brief).unwrap_or_default();
+    let hash = pki::hex(&Sha256::digest(bytes)[..16]);
+    Brief { cursor: Cursor { revision, hash }, ..brief }
+}

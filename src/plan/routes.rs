@@ -1,0 +1,202 @@
+//! The table of addresses of one domain, and what a proxy must still be told of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    net::IpAddr,
+};
+
+use crate::{
+    brief::{Mode, PUSHED_ROUTES, Route, RouteCursor, RouteDelta},
+    topology::{Server, Topology},
+};
+
+/// Removals that are remembered; a proxy that missed more starts afresh.
+const MAX_REMOVED: usize = 4_096;
+
+/// All addresses of a domain's servers, with the version at which each changed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RouteTable {
+    cursor: RouteCursor,
+    routes: BTreeMap<IpAddr, (u64, Route)>,
+    removed: VecDeque<(u64, IpAddr)>,
+    /// Removals up to this version are forgotten.
+    floor: u64,
+}
+
+/// The addresses of `domain`'s servers: its pods with a sidecar, and its Services.
+pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
+    let mut routes = BTreeMap::new();
+    let server = |key| topology.server(key).filter(|server| server.domain == domain);
+    for (key, addresses, ports) in topology.services() {
+        let Some(server) = server(key) else { continue };
+        routes.extend(addresses.iter().map(|address| (*address, route(*address, server, None, ports.clone()))));
+    }
+    for (key, pod) in topology.pods() {
+        let Some(server) = server(key) else { continue };
+        if !pod.injected || pod.service_account != server.service_account {
+            continue;
+        }
+        let ports: BTreeMap<u16, Mode> = server
+            .ports
+            .iter()
+            .filter_map(|port| Some((port, port.mode?)))
+            .flat_map(|(port, mode)| [(port.port, mode), (port.target_port, mode)])
+            .collect();
+        for address in &pod.addresses {
+            // An address that is used again belongs to the pod that lives.
+            if !pod.ending || !routes.contains_key(address) {
+                routes.insert(*address, route(*address, server, Some(pod.uid.clone()), ports.clone()));
+            }
+        }
+    }
+    routes
+}
+
+fn route(address: IpAddr, server: &Server, pod: Option<String>, ports: BTreeMap<u16, Mode>) -> Route {
+    Route { address, server: server.id.clone(), pod, ports }
+}
+
+impl RouteTable {
+    /// An empty table; `epoch` tells it from tables of other replicas and earlier lives.
+    pub fn new(epoch: u64) -> Self {
+        Self { cursor: RouteCursor { epoch, version: 1 }, ..Self::default() }
+    }
+
+    /// Where it stands.
+    pub const fn cursor(&self) -> RouteCursor {
+        self.cursor
+    }
+
+    /// Takes over the addresses as they are now; the version grows only with a change.
+    pub fn update(&mut self, now: BTreeMap<IpAddr, Route>) {
+        let next = self.cursor.version + 1;
+        let gone: Vec<IpAddr> = self.routes.keys().filter(|address| !now.contains_key(address)).copied().collect();
+        let mut changed = !gone.is_empty();
+        for address in gone {
+            self.routes.remove(&address);
+            self.removed.push_back((next, address));
+        }
+        for (address, route) in now {
+            if self.routes.get(&address).is_none_or(|(_, before)| *before != route) {
+                self.routes.insert(address, (next, route));
+                changed = true;
+            }
+        }
+        while self.removed.len() > MAX_REMOVED {
+            if let Some((version, _)) = self.removed.pop_front() {
+                self.floor = version;
+            }
+        }
+        if changed {
+            self.cursor.version = next;
+        }
+    }
+
+    /// What a proxy that stands at `after` must be told; `None` = nothing. Beyond the size that is pushed, only what
+    /// it asks for (`ask`) and still uses (`keep`).
+    pub fn since(&self, after: Option<RouteCursor>, ask: &[IpAddr], keep: &[IpAddr]) -> Option<RouteDelta> {
+        let known = after.filter(|cursor| cursor.epoch == self.cursor.epoch && cursor.version >= self.floor);
+        if known == Some(self.cursor) && ask.is_empty() {
+            return None;
+        }
+        let on_demand = self.routes.len() > PUSHED_ROUTES;
+        let mut delta = RouteDelta { cursor: self.cursor, reset: known.is_none(), on_demand, ..RouteDelta::default() };
+        let since = known.map_or(0, |cursor| cursor.version);
+        if on_demand {
+            self.asked(&mut delta, since, ask, keep);
+        } else {
+            delta.put = self.routes.values().filter(|(at, _)| *at > since).map(|(_, route)| route.clone()).collect();
+            let gone = self.removed.iter().filter(|(at, address)| *at > since && !self.routes.contains_key(address));
+            delta.remove = gone.map(|(_, address)| *address).collect();
+        }
+        if delta.reset {
+            delta.remove.clear();
+        }
+        Some(delta)
+    }
+
+    fn asked(&self, delta: &mut RouteDelta, since: u64, ask: &[IpAddr], keep: &[IpAddr]) {
+        let ask: BTreeSet<IpAddr> = ask.iter().copied().take(PUSHED_ROUTES).collect();
+        let keep: BTreeSet<IpAddr> = keep.iter().copied().take(PUSHED_ROUTES).collect();
+        for address in ask.union(&keep) {
+            match self.routes.get(address) {
+                Some((at, route)) if delta.reset || *at > since || ask.contains(address) => {
+                    delta.put.push(route.clone());
+                }
+                Some(_) => {}
+                None => delta.remove.push(*address),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::identity::{DnsName, SpiffeId};
+
+    fn sample(address: u16, server: &str) -> (IpAddr, Route) {
+        let address = IpAddr::from([10, 0, (address >> 8) as u8, (address & 0xff) as u8]);
+        let id = SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), "shop", server).unwrap();
+        (address, Route { address, server: id, pod: None, ports: BTreeMap::from([(80, Mode::MutualTls)]) })
+    }
+
+    fn follow(held: &mut BTreeMap<IpAddr, Route>, delta: RouteDelta) {
+        if delta.reset {
+            held.clear();
+        }
+        for address in delta.remove {
+            held.remove(&address);
+        }
+        held.extend(delta.put.into_iter().map(|route| (route.address, route)));
+    }
+
+    proptest! {
+        #[test]
+        fn a_proxy_that_follows_the_deltas_holds_the_table(
+            states in prop::collection::vec(prop::collection::btree_map(0_u16..30, 0_u8..3, 0..20), 1..12),
+            polls in prop::collection::vec(any::<bool>(), 12),
+        ) {
+            let mut table = RouteTable::new(7);
+            let mut held = BTreeMap::new();
+            let mut cursor = None;
+            for (state, poll) in states.iter().zip(polls) {
+                let now: BTreeMap<_, _> = state.iter().map(|(at, server)| sample(*at, &format!("s{server}"))).collect();
+                table.update(now.clone());
+                if poll {
+                    if let Some(delta) = table.since(cursor, &[], &[]) {
+                        cursor = Some(delta.cursor);
+                        follow(&mut held, delta);
+                    }
+                    prop_assert_eq!(&held, &now);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_new_is_nothing_told_and_another_epoch_starts_afresh() {
+        let mut table = RouteTable::new(1);
+        table.update([sample(1, "a")].into());
+        let cursor = table.since(None, &[], &[]).unwrap().cursor;
+        assert_eq!(table.since(Some(cursor), &[], &[]), None);
+        table.update([sample(1, "a")].into());
+        assert_eq!(table.since(Some(cursor), &[], &[]), None);
+        assert!(table.since(Some(RouteCursor { epoch: 2, ..cursor }), &[], &[]).unwrap().reset);
+    }
+
+    #[test]
+    fn a_large_table_is_told_only_on_demand() {
+        let mut table = RouteTable::new(1);
+        table.update((0..3_000).map(|address| sample(address, "a")).collect());
+        let delta = table.since(None, &[], &[]).unwrap();
+        assert!(delta.on_demand && delta.put.is_empty());
+        let (known, unknown) = (sample(5, "a").0, sample(4_000, "a").0);
+        let delta = table.since(Some(delta.cursor), &[known, unknown], &[]).unwrap();
+        assert_eq!((delta.put.len(), delta.remove), (1, vec![unknown]));
+        table.update((0..2_999).filter(|address| *address != 5).map(|address| sample(address, "a")).collect());
+        assert_eq!(table.since(Some(delta.cursor), &[], &[known]).unwrap().remove, vec![known]);
+    }
+}

@@ -1,0 +1,94 @@
+//! Every way in which a declaration can be wrong, with its stable reason and its sentence.
+
+use crate::identity::DnsName;
+
+/// What is wrong with one object. The server goes on with what is right about it, unless [`Problem::excludes`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Problem {
+    /// The object could not be read at all.
+    #[error("the object cannot be read: {0}")]
+    Unreadable(String),
+    /// The namespace is in no domain.
+    #[error(
+        "namespace {0} is in no trust domain: a cluster administrator must label it {label}=NAME, and the domain's spec.namespaces, where set, must list it",
+        label = crate::sidecar::DOMAIN_LABEL
+    )]
+    NoTrustDomain(String),
+    /// The domain that the namespace names does not exist.
+    #[error("namespace {namespace} names trust domain {domain}, which does not exist or does not list it in spec.namespaces")]
+    DomainNotThere {
+        /// The namespace.
+        namespace: String,
+        /// What its label says.
+        domain: String,
+    },
+    /// Another domain uses the same SPIFFE trust domain.
+    #[error("spiffeTrustDomain {0} belongs to the older TrustDomain {1}")]
+    TrustDomainConflict(DnsName, String),
+    /// A selector that selects everything, or a requirement without values.
+    #[error("selector must name at least one label, and every matchExpressions entry at least one value")]
+    InvalidSelector,
+    /// The identity would not be a valid name.
+    #[error("{0}")]
+    InvalidName(String),
+    /// A DNS name outside the domain.
+    #[error("dnsNames: {0} must be inside one of the domain's dnsSuffixes: {1}")]
+    NameOutsideDomain(String, String),
+    /// A DNS name that another server claimed first.
+    #[error("dnsNames: {0} belongs to the older server {1}")]
+    NameConflict(DnsName, String),
+    /// Pods that an older server selects too.
+    #[error("selector must not select pods of another server: {pods} also match the older server {other}, which keeps them")]
+    SelectorOverlap {
+        /// Up to five pods.
+        pods: String,
+        /// Who keeps them.
+        other: String,
+    },
+    /// `allowFrom` names a server that does not exist.
+    #[error("ports[{port}].allowFrom: server {peer} does not exist in this domain")]
+    UnknownPeer {
+        /// Name of the port.
+        port: String,
+        /// `namespace/name`.
+        peer: String,
+    },
+    /// `outbound.extra` names a network that cannot be read.
+    #[error("outbound.extra: {0:?} must be a network such as 192.0.2.0/24")]
+    InvalidNetwork(String),
+    /// `outbound.extra` names a Service that does not exist.
+    #[error("outbound.extra: Service {0} does not exist")]
+    UnknownService(String),
+    /// A Service port that leads to no declared port.
+    #[error("Service {service}: port {port} leads to no declared port or targetPort of this server; callers of it are refused")]
+    ServicePortMismatch {
+        /// Name of the Service.
+        service: String,
+        /// Its port.
+        port: u16,
+    },
+    /// A Service over pods of several servers, or over undeclared pods too.
+    #[error("Service {0} selects pods of more than this one server; its address is refused")]
+    ServiceSpansServers(String),
+}
+
+impl Problem {
+    /// The stable reason, one CamelCase word.
+    pub const fn reason(&self) -> &'static str {
+        match self {
+            Self::Unreadable(_) => "Unreadable",
+            Self::NoTrustDomain(_) | Self::DomainNotThere { .. } => "NoTrustDomain",
+            Self::TrustDomainConflict(..) => "TrustDomainConflict",
+            Self::InvalidSelector => "InvalidSelector",
+            Self::InvalidName(_) => "InvalidName",
+            Self::NameOutsideDomain(..) => "NameOutsideDomain",
+            Self::NameConflict(..) => "NameConflict",
+            Self::SelectorOverlap { .. } => "SelectorOverlap",
+            Self::UnknownPeer { .. } => "UnknownPeer",
+            Self::InvalidNetwork(_) => "InvalidNetwork",
+            Self::UnknownService(_) => "UnknownService",
+            Self::ServicePortMismatch { .. } => "ServicePortMismatch",
+            Self::ServiceSpansServers(_) => "ServiceSpansServers",
+        }
+    }
+}

@@ -1,0 +1,402 @@
+//! Declarations to topology, one kind after the other: domains, servers, pods, Services.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use sha2::{Digest, Sha256};
+
+use super::{
+    Declared, Domain, Key, Problem, Selector, Server, ServerKey, ServerPort, Topology,
+    facts::{PodFacts, ServiceFacts, TargetPort},
+    host,
+    selector::service_selects,
+};
+use crate::{
+    api::{DefaultPeers, EgressRule, OutboundPolicy, PortMode, PortSpec, Protocol, TrustDomain, TrustedServer},
+    brief::{Allow, EgressNetwork, Mode},
+    identity::{DnsName, SpiffeId},
+    pki,
+};
+
+/// Pods named in one message, at most.
+const NAMED: usize = 5;
+
+type Problems = Vec<(Key, Problem)>;
+
+pub(super) fn resolve(declared: &Declared) -> (Topology, Problems) {
+    let mut problems = vec![];
+    let mut topology = Topology { domains: domains(declared, &mut problems), ..Topology::default() };
+    let order = servers(declared, &mut topology, &mut problems);
+    pods(declared, &mut topology, &mut problems);
+    services(declared, &mut topology, &mut problems);
+    for server in order {
+        peers_and_egress(declared, server, &mut topology, &mut problems);
+    }
+    digests(declared, &mut topology);
+    problems.sort();
+    (topology, problems)
+}
+
+fn domains(declared: &Declared, problems: &mut Problems) -> BTreeMap<String, Domain> {
+    let mut sorted: Vec<&TrustDomain> = declared.domains.iter().collect();
+    sorted.sort_by_key(|domain| age(&domain.metadata));
+    let mut found = BTreeMap::<String, Domain>::new();
+    for object in sorted {
+        let name = object.metadata.name.clone().unwrap_or_default();
+        match domain(object, &name, declared) {
+            Err(problem) => problems.push((Key::Domain(name), problem)),
+            Ok(domain) => match found.values().find(|other| other.trust_domain == domain.trust_domain) {
+                Some(other) => {
+                    let problem = Problem::TrustDomainConflict(domain.trust_domain.clone(), other.name.clone());
+                    problems.push((Key::Domain(name), problem));
+                }
+                None => drop(found.insert(name, domain)),
+            },
+        }
+    }
+    found
+}
+
+fn domain(object: &TrustDomain, name: &str, declared: &Declared) -> Result<Domain, Problem> {
+    let spec = &object.spec;
+    let parse = |text: &str| DnsName::parse(text).map_err(|error| Problem::InvalidName(error.to_string()));
+    let joined = declared.namespaces.iter().filter(|(namespace, label)| {
+        let consented = spec.namespaces.as_ref().is_none_or(|listed| listed.contains(namespace));
+        label.as_deref() == Some(name) && consented
+    });
+    let managed = &spec.authority.managed;
+    Ok(Domain {
+        name: name.to_owned(),
+        trust_domain: parse(&spec.spiffe_trust_domain)?,
+        suffixes: spec.dns_suffixes.iter().map(|suffix| parse(suffix)).collect::<Result<_, _>>()?,
+        cluster_domain: parse(&spec.cluster_domain)?,
+        namespaces: joined.map(|(namespace, _)| namespace.clone()).collect(),
+        lifetime_seconds: positive(spec.leaf.lifetime_seconds).max(60),
+        skew_seconds: positive(spec.leaf.clock_skew_seconds),
+        root_days: positive(managed.root_lifetime_days).max(1),
+        issuer_days: positive(managed.issuer_lifetime_days).max(1),
+        digest: String::new(),
+    })
+}
+
+/// Adds every server that has a domain, oldest first, and answers them in that order.
+fn servers<'a>(declared: &'a Declared, topology: &mut Topology, problems: &mut Problems) -> Vec<&'a TrustedServer> {
+    let mut sorted: Vec<&TrustedServer> = declared.servers.iter().collect();
+    sorted.sort_by_key(|server| age(&server.metadata));
+    let mut claimed = BTreeMap::<DnsName, ServerKey>::new();
+    sorted.retain(|object| {
+        let key = key_of(object);
+        let mut own = vec![];
+        let resolved = server(object, &key, declared, topology, &mut claimed, &mut own);
+        let kept = match resolved {
+            Err(problem) => {
+                own.push(problem);
+                false
+            }
+            Ok(server) => {
+                topology.by_age.entry(key.namespace.clone()).or_default().push(key.clone());
+                topology.servers.insert(key.clone(), server);
+                true
+            }
+        };
+        problems.extend(own.into_iter().map(|problem| (Key::Server(key.clone()), problem)));
+        kept
+    });
+    sorted
+}
+
+fn server(
+    object: &TrustedServer,
+    key: &ServerKey,
+    declared: &Declared,
+    topology: &Topology,
+    claimed: &mut BTreeMap<DnsName, ServerKey>,
+    problems: &mut Vec<Problem>,
+) -> Result<Server, Problem> {
+    let spec = &object.spec;
+    let Some(domain) = topology.domain_of_namespace(&key.namespace) else {
+        let namespace = key.namespace.clone();
+        return Err(match declared.namespaces.get(&namespace).cloned().flatten() {
+            Some(domain) => Problem::DomainNotThere { namespace, domain },
+            None => Problem::NoTrustDomain(namespace),
+        });
+    };
+    let id = SpiffeId::new(&domain.trust_domain, &key.namespace, &key.name)
+        .map_err(|error| Problem::InvalidName(error.to_string()))?;
+    let topology_name = id.topology_name().ok_or_else(|| {
+        Problem::InvalidName(format!("{}.{}.{} must be a DNS name", key.name, key.namespace, domain.trust_domain))
+    })?;
+    let selector = Selector::parse(&spec.selector).ok_or(Problem::InvalidSelector)?;
+    let mut names = BTreeSet::from([topology_name]);
+    for text in &spec.dns_names {
+        match claim(text, key, domain, claimed) {
+            Ok(name) => drop(names.insert(name)),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    Ok(Server {
+        key: key.clone(),
+        uid: object.metadata.uid.clone().unwrap_or_default(),
+        created: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
+        domain: domain.name.clone(),
+        id,
+        selector,
+        service_account: spec.service_account_name.clone(),
+        names,
+        ports: vec![],
+        egress: vec![],
+        unrestricted: spec.outbound.policy == OutboundPolicy::Unrestricted,
+        drain_seconds: positive(spec.proxy.drain_seconds),
+        resources: spec.proxy.resources.clone(),
+    })
+    .map(|server| Server { ports: ports(object, domain, &server.id, declared), ..server })
+}
+
+/// A declared name: inside the domain, not reserved, and not another server's.
+fn claim(
+    text: &str,
+    key: &ServerKey,
+    domain: &Domain,
+    claimed: &mut BTreeMap<DnsName, ServerKey>,
+) -> Result<DnsName, Problem> {
+    let listed = || domain.suffixes.iter().map(DnsName::as_str).collect::<Vec<_>>().join(", ");
+    let outside = || Problem::NameOutsideDomain(text.chars().take(80).collect(), listed());
+    let name = DnsName::parse(text).map_err(|_| outside())?;
+    if !domain.suffixes.iter().any(|suffix| name.is_within(suffix)) {
+        return Err(outside());
+    }
+    // `<server>.<namespace>.<trust domain>` is the topology name of the server with that name, declared or not.
+    let reserved = name.as_str().strip_suffix(domain.trust_domain.as_str()).and_then(|head| head.strip_suffix('.'));
+    if let Some((server, namespace)) = reserved.and_then(|head| head.split_once('.')).filter(|(_, ns)| !ns.contains('.')) {
+        if domain.namespaces.contains(namespace) && (namespace, server) != (key.namespace.as_str(), key.name.as_str()) {
+            return Err(Problem::NameConflict(name.clone(), format!("{namespace}/{server}")));
+        }
+    }
+    match claimed.get(&name) {
+        Some(other) => Err(Problem::NameConflict(name, other.to_string())),
+        None => {
+            claimed.insert(name.clone(), key.clone());
+            Ok(name)
+        }
+    }
+}
+
+fn ports(object: &TrustedServer, domain: &Domain, own: &SpiffeId, declared: &Declared) -> Vec<ServerPort> {
+    let default_peers = declared
+        .domains
+        .iter()
+        .find(|candidate| candidate.metadata.name.as_deref() == Some(&domain.name))
+        .map_or(DefaultPeers::ExplicitOnly, |candidate| candidate.spec.topology.default_peers);
+    let number = |value: i32| u16::try_from(value).ok().filter(|port| *port > 0);
+    let one = |spec: &PortSpec| {
+        let port = number(spec.port)?;
+        Some(ServerPort {
+            name: spec.name.clone(),
+            port,
+            target_port: spec.target_port.map_or(Some(port), number)?,
+            mode: match (spec.protocol, spec.mode) {
+                (Protocol::UDP, _) => None,
+                (Protocol::TCP, PortMode::MutualTLS) => Some(Mode::MutualTls),
+                (Protocol::TCP, PortMode::ServerTLS) => Some(Mode::ServerTls),
+                (Protocol::TCP, PortMode::Plaintext) => Some(Mode::Plaintext),
+            },
+            // Who is named is filled in when all servers are known.
+            allow: match (&spec.allow_from, default_peers) {
+                (None, DefaultPeers::AllDeclared) => Allow { all_declared: true, servers: vec![] },
+                (None, DefaultPeers::ExplicitOnly) => Allow { all_declared: false, servers: vec![own.clone()] },
+                (Some(_), _) => Allow::default(),
+            },
+        })
+    };
+    object.spec.ports.iter().filter_map(one).collect()
+}
+
+/// Gives each pod to the oldest server that selects it.
+fn pods(declared: &Declared, topology: &mut Topology, problems: &mut Problems) {
+    let mut overlaps = BTreeMap::<(ServerKey, ServerKey), Vec<String>>::new();
+    let mut owned = BTreeMap::new();
+    for pod in &declared.pods {
+        let candidates = topology.by_age.get(&pod.namespace).into_iter().flatten();
+        let mut selecting = candidates.filter(|key| topology.servers[*key].selector.matches(&pod.labels));
+        let Some(first) = selecting.next() else { continue };
+        for newer in selecting.filter(|_| !pod.ending) {
+            overlaps.entry((newer.clone(), first.clone())).or_default().push(pod.name.clone());
+        }
+        owned.insert(pod.uid.clone(), (first.clone(), pod.clone()));
+    }
+    topology.pods = owned;
+    for ((newer, older), mut names) in overlaps {
+        names.sort();
+        names.truncate(NAMED);
+        let problem = Problem::SelectorOverlap { pods: names.join(", "), other: older.to_string() };
+        problems.push((Key::Server(newer), problem));
+    }
+}
+
+/// Gives each Service to the one server that its pods belong to.
+fn services(declared: &Declared, topology: &mut Topology, problems: &mut Problems) {
+    let mut pods_in = BTreeMap::<&str, Vec<&PodFacts>>::new();
+    for pod in declared.pods.iter().filter(|pod| !pod.ending) {
+        pods_in.entry(&pod.namespace).or_default().push(pod);
+    }
+    let mut sorted: Vec<&ServiceFacts> = declared.services.iter().collect();
+    sorted.sort_by_key(|service| (&service.namespace, &service.name));
+    let mut found = vec![];
+    for service in sorted {
+        if service.selector.is_empty() || topology.domain_of_namespace(&service.namespace).is_none() {
+            continue;
+        }
+        let pods = pods_in.get(service.namespace.as_str()).map(Vec::as_slice).unwrap_or_default();
+        let selected: Vec<&PodFacts> =
+            pods.iter().copied().filter(|pod| service_selects(&service.selector, &pod.labels)).collect();
+        let mut owners: BTreeSet<Option<&ServerKey>> =
+            selected.iter().map(|pod| topology.pods.get(&pod.uid).map(|(key, _)| key)).collect();
+        if owners.is_empty() {
+            // No pod yet: labels that the Service asks for may already say which server it is.
+            owners.extend(topology.selecting(&service.namespace, &service.selector).map(|server| Some(&server.key)));
+        }
+        match owners.iter().copied().flatten().collect::<Vec<_>>()[..] {
+            [] => {}
+            [key] if owners.len() == 1 => {
+                let ports = service_ports(service, &topology.servers[key], &selected, problems);
+                found.push((key.clone(), service.clone(), ports));
+            }
+            ref several => problems.extend(several.iter().map(|key| {
+                (Key::Server((*key).clone()), Problem::ServiceSpansServers(service.name.clone()))
+            })),
+        }
+    }
+    topology.services = found;
+}
+
+fn service_ports(
+    service: &ServiceFacts,
+    server: &Server,
+    pods: &[&PodFacts],
+    problems: &mut Problems,
+) -> BTreeMap<u16, Mode> {
+    let mut modes = BTreeMap::new();
+    for (port, target) in &service.ports {
+        let number = match target {
+            TargetPort::Number(number) => Some(*number),
+            // A name means what the pods call it; before the first pod it means nothing yet.
+            TargetPort::Named(name) => pods.iter().find_map(|pod| pod.named_ports.get(name).copied()),
+        };
+        let declared = number.and_then(|number| {
+            server.ports.iter().find(|port| port.mode.is_some() && (port.port == number || port.target_port == number))
+        });
+        match declared.and_then(|port| port.mode) {
+            Some(mode) => drop(modes.insert(*port, mode)),
+            None if number.is_none() && pods.is_empty() => {}
+            None => problems.push((
+                Key::Server(server.key.clone()),
+                Problem::ServicePortMismatch { service: service.name.clone(), port: *port },
+            )),
+        }
+    }
+    modes
+}
+
+/// The parts that name other objects.
+fn peers_and_egress(declared: &Declared, object: &TrustedServer, topology: &mut Topology, problems: &mut Problems) {
+    let key = key_of(object);
+    let Some(server) = topology.servers.get(&key) else { return };
+    let mut allowed = BTreeMap::new();
+    for port in &object.spec.ports {
+        let Some(listed) = &port.allow_from else { continue };
+        let mut peers = BTreeSet::new();
+        for entry in listed {
+            let namespace = entry.server.namespace.clone().unwrap_or_else(|| key.namespace.clone());
+            let peer = ServerKey { namespace, name: entry.server.name.clone() };
+            match topology.servers.get(&peer).filter(|peer| peer.domain == server.domain) {
+                Some(peer) => drop(peers.insert(peer.id.clone())),
+                None => problems.push((
+                    Key::Server(key.clone()),
+                    Problem::UnknownPeer { port: port.name.clone(), peer: peer.to_string() },
+                )),
+            }
+        }
+        if !listed.is_empty() {
+            peers.insert(server.id.clone());
+        }
+        allowed.insert(port.name.clone(), peers);
+    }
+    let egress = egress(declared, object, &key, problems);
+    let Some(server) = topology.servers.get_mut(&key) else { return };
+    server.egress = egress;
+    for port in &mut server.ports {
+        if let Some(peers) = allowed.remove(&port.name) {
+            port.allow.servers = peers.into_iter().collect();
+        }
+    }
+}
+
+fn egress(
+    declared: &Declared,
+    object: &TrustedServer,
+    key: &ServerKey,
+    problems: &mut Problems,
+) -> Vec<EgressNetwork> {
+    let mut networks = vec![];
+    for rule in &object.spec.outbound.extra {
+        let EgressRule { cidr, service, ports } = rule;
+        let ports: Vec<u16> = ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect();
+        if let Some(text) = cidr {
+            match text.parse() {
+                Ok(cidr) => networks.push(EgressNetwork { cidr, ports }),
+                Err(_) => problems.push((Key::Server(key.clone()), Problem::InvalidNetwork(text.clone()))),
+            }
+        } else if let Some(name) = service {
+            let namespace = name.namespace.as_deref().unwrap_or(&key.namespace);
+            let found = declared.services.iter().find(|one| one.namespace == namespace && one.name == name.name);
+            match found {
+                Some(found) => networks.extend(
+                    found.addresses.iter().map(|address| EgressNetwork { cidr: host(*address), ports: ports.clone() }),
+                ),
+                None => {
+                    let problem = Problem::UnknownService(format!("{namespace}/{}", name.name));
+                    problems.push((Key::Server(key.clone()), problem));
+                }
+            }
+        }
+    }
+    networks
+}
+
+/// The digest of a domain: UID and generation of itself and of its servers, in the order of their keys.
+fn digests(declared: &Declared, topology: &mut Topology) {
+    let Topology { domains, servers, .. } = topology;
+    let generation = |object: &TrustedServer| object.metadata.generation.unwrap_or_default();
+    let generations: BTreeMap<ServerKey, i64> =
+        declared.servers.iter().map(|object| (key_of(object), generation(object))).collect();
+    for domain in domains.values_mut() {
+        let mut hash = Sha256::new();
+        let object = declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(&domain.name));
+        let meta = object.map(|object| &object.metadata);
+        let uid = meta.and_then(|meta| meta.uid.as_deref()).unwrap_or_default();
+        let generation = meta.and_then(|meta| meta.generation).unwrap_or_default();
+        hash.update(format!("TrustDomain {uid} {generation}\n"));
+        for server in servers.values().filter(|server| server.domain == domain.name) {
+            let generation = generations.get(&server.key).copied().unwrap_or_default();
+            hash.update(format!("TrustedServer {} {generation}\n", server.uid));
+        }
+        domain.digest = pki::hex(&hash.finalize());
+    }
+}
+
+fn key_of(object: &TrustedServer) -> ServerKey {
+    ServerKey {
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        name: object.metadata.name.clone().unwrap_or_default(),
+    }
+}
+
+/// Sorts by age; equal ages by UID, so that every replica settles a conflict in the same way.
+fn age(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> (Timestamp, String) {
+    let created = metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0);
+    (created, metadata.uid.clone().unwrap_or_default())
+}
+
+fn positive(value: i32) -> u32 {
+    u32::try_from(value).unwrap_or_default()
+}
