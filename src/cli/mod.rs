@@ -1,5 +1,10 @@
 //! What was typed, and what it means: one file a verb.
 
+#[cfg(feature = "controller")]
+mod controller;
+#[cfg(feature = "controller")]
+mod crds;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -19,7 +24,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    // Verbs of machines, kept out of the short help.
+    /// Run one replica of the control plane (the chart does).
+    #[cfg(feature = "controller")]
+    Controller(controller::Controller),
+    /// Print the CustomResourceDefinitions of this version.
+    #[cfg(feature = "controller")]
+    Crds(crds::Crds),
 }
 
 /// Runs what the command line asks for. Exit codes: 0 fine, 1 a problem, 2 could not find out, 64 bad usage.
@@ -32,5 +42,17 @@ pub fn run() -> ExitCode {
         }
     };
     telemetry::init(arguments.log_format);
-    match arguments.verb {}
+    let outcome = match arguments.verb {
+        #[cfg(feature = "controller")]
+        Verb::Controller(arguments) => controller::run(arguments),
+        #[cfg(feature = "controller")]
+        Verb::Crds(arguments) => crds::run(&arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            tracing::error!("{failure:#}");
+            ExitCode::from(1)
+        }
+    }
 }

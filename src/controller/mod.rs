@@ -1,1 +1,368 @@
-//! The operator: watch → observe → resolve → plan → apply → report; issuance, briefs and the webhook.
+//! The controller: watches everything, serves from what it sees, and where it leads makes the world as declared.
+//!
+//! One loop: something changed, or its time has come → observe → resolve → (serve) → plan → apply. Every replica
+//! serves; the leader alone plans and applies.
+
+pub mod apply;
+mod channel;
+mod events;
+mod health;
+mod issuer;
+mod proxies;
+mod replicas;
+mod serving;
+mod stores;
+mod view;
+mod watch;
+mod webhook;
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use arc_swap::ArcSwap;
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{get, post},
+};
+use jiff::Timestamp;
+use kube::{Client, Config as KubeConfig};
+use kube_lease_manager::LeaseManagerBuilder;
+use rustls::ServerConfig;
+use tokio::{net::TcpListener, sync::watch as latest, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    brief,
+    pki::{authority::Authority, control::SERVING_SECONDS},
+    plan::{Step, World, plan},
+    telemetry,
+    topology::{Key, Problem, Topology},
+};
+use apply::{ApplyError, Cluster};
+use proxies::Proxies;
+use serving::ControlPlane;
+use stores::Stores;
+use view::View;
+use watch::Signal;
+
+/// Changes that come together are looked at together.
+const COALESCE: Duration = Duration::from_millis(60);
+/// The loop looks again at the latest after this time.
+const SWEEP: Duration = Duration::from_secs(5);
+/// The pause after a step that failed.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Bound of an admission review, in bytes.
+const MAX_REVIEW: usize = 3 * 1024 * 1024;
+
+/// What a replica is told at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Our namespace.
+    pub namespace: String,
+    /// Name of our pod: the identity in the lease.
+    pub pod_name: String,
+    /// Name of the Service that leads to us.
+    pub service: String,
+    /// Image of the sidecar.
+    pub sidecar_image: String,
+    /// When the kubelet pulls it.
+    pub sidecar_pull_policy: String,
+    /// Where sidecars call.
+    pub channel: SocketAddr,
+    /// Where the API server calls.
+    pub webhook: SocketAddr,
+    /// Health and metrics.
+    pub health: SocketAddr,
+}
+
+/// Listens first, so that a port conflict is an error at start, then runs until `shutdown`.
+pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
+    let listen = |address: SocketAddr| async move {
+        TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))
+    };
+    let listeners = [listen(config.channel).await?, listen(config.webhook).await?, listen(config.health).await?];
+    let kube = KubeConfig::infer().await.context("found no access to a Kubernetes API server")?;
+    let client = Client::try_from(kube)?;
+    let control = ControlPlane::load(&client, &config.namespace, &config.service).await?;
+    let mut tasks = JoinSet::new();
+    let outcome = replica(&config, client, control, listeners, &mut tasks, &shutdown).await;
+    shutdown.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(failure) = ended.map_or_else(|failure| if failure.is_cancelled() { Ok(()) } else { Err(failure) }, Ok) {
+            error!(error = %failure, "a task failed");
+        }
+        if tasks.len() <= 1 {
+            tasks.abort_all();
+        }
+    }
+    outcome
+}
+
+/// Starts every part of one replica and loops.
+async fn replica(
+    config: &Config,
+    client: Client,
+    control: ControlPlane,
+    listeners: [TcpListener; 3],
+    tasks: &mut JoinSet<()>,
+    shutdown: &CancellationToken,
+) -> Result<()> {
+    let signal = Signal::new();
+    let stores = Stores::start(&client, &config.namespace, &signal, tasks);
+    let proxies = Arc::new(Proxies::new(signal.clone()));
+    let metrics = Arc::new(health::Metrics::new());
+    let (publish, view) = latest::channel(Arc::new(View::default()));
+    let (events, write_events) =
+        events::Events::new(client.clone(), config.pod_name.clone(), view.clone(), Arc::clone(&metrics));
+    tasks.spawn(write_events);
+    let ready = Arc::new(AtomicBool::new(false));
+    let issuer = issuer::Issuer::new(
+        client.clone(),
+        config.namespace.clone(),
+        view.clone(),
+        events.clone(),
+        Arc::clone(&metrics),
+    );
+    let [channel, hook, health] = listeners;
+    let tls = Arc::new(ArcSwap::from_pointee(control.server(telemetry::now())?));
+    let channel_router = channel_router(issuer, view.clone(), &proxies, events, &control);
+    let hook_router = hook_router(config, view.clone(), &control);
+    tasks.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
+    tasks.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
+    let health_router = health::router(Arc::clone(&metrics), Arc::clone(&ready), Arc::clone(&proxies));
+    let stopped = shutdown.clone();
+    tasks.spawn(async move {
+        let serving = axum::serve(health, health_router).with_graceful_shutdown(stopped.cancelled_owned());
+        if let Err(failure) = serving.await {
+            error!(error = %failure, "the health endpoint ended");
+        }
+    });
+    tasks.spawn(renew_own(control.clone(), tls, client.clone(), shutdown.clone()));
+    let lease = LeaseManagerBuilder::new(client.clone(), "entente-leader")
+        .with_namespace(&config.namespace)
+        .with_identity(&config.pod_name)
+        .with_duration(15)
+        .with_grace(5)
+        .build()
+        .await?;
+    let (leads, _lease) = lease.watch().await;
+    let port = config.channel.port();
+    let follow =
+        replicas::follow(view, leads.clone(), config.pod_name.clone(), port, control, Arc::clone(&proxies));
+    let stopped = shutdown.clone();
+    tasks.spawn(async move {
+        let _ = stopped.run_until_cancelled(follow).await;
+    });
+    let seat = Seat { client, namespace: config.namespace.clone(), stores, proxies, metrics, publish, leads };
+    seat.run(&signal, &ready, shutdown).await;
+    Ok(())
+}
+
+fn channel_router(
+    issuer: issuer::Issuer,
+    view: latest::Receiver<Arc<View>>,
+    proxies: &Arc<Proxies>,
+    events: events::Events,
+    control: &ControlPlane,
+) -> Router {
+    let sharing = replicas::Sharing { proxies: Arc::clone(proxies), ca: control.ca.clone() };
+    let channel = channel::Channel { view, proxies: Arc::clone(proxies), events };
+    let sync = post(channel::sync).layer(DefaultBodyLimit::max(brief::MAX_SYNC_REQUEST)).with_state(channel);
+    let certificate = post(issuer::certificate)
+        .layer(DefaultBodyLimit::max(brief::MAX_CERTIFICATE_REQUEST))
+        .with_state(Arc::new(issuer));
+    let share = get(replicas::share).with_state(sharing);
+    Router::new().route("/v1/sync", sync).route("/v1/certificate", certificate).route("/v1/proxies", share)
+}
+
+fn hook_router(config: &Config, view: latest::Receiver<Arc<View>>, control: &ControlPlane) -> Router {
+    let webhook = webhook::Webhook {
+        view,
+        image: config.sidecar_image.clone(),
+        pull_policy: config.sidecar_pull_policy.clone(),
+        control_address: format!("{}:{}", control.name(), config.channel.port()),
+        control_ca: control.ca.clone(),
+    };
+    Router::new().route("/inject", post(webhook::inject).layer(DefaultBodyLimit::max(MAX_REVIEW)).with_state(webhook))
+}
+
+/// Renews the replica's own certificate at a third of its life, and keeps our authority in the webhook's configuration.
+async fn renew_own(control: ControlPlane, tls: Arc<ArcSwap<ServerConfig>>, client: Client, shutdown: CancellationToken) {
+    let mut issued = telemetry::now();
+    loop {
+        webhook::keep_bundle(&client, &control.ca).await;
+        let now = telemetry::now();
+        if now.as_second() - issued.as_second() > SERVING_SECONDS / 3 {
+            match control.server(now) {
+                Ok(config) => {
+                    tls.store(Arc::new(config));
+                    issued = now;
+                }
+                Err(failure) => warn!(error = %failure, "our own certificate could not be renewed"),
+            }
+        }
+        if shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(15))).await.is_none() {
+            return;
+        }
+    }
+}
+
+/// What the loop works with.
+struct Seat {
+    client: Client,
+    namespace: String,
+    stores: Stores,
+    proxies: Arc<Proxies>,
+    metrics: Arc<health::Metrics>,
+    publish: latest::Sender<Arc<View>>,
+    leads: latest::Receiver<bool>,
+}
+
+impl Seat {
+    async fn run(mut self, signal: &Signal, ready: &AtomicBool, shutdown: &CancellationToken) {
+        let mut changes = signal.listen();
+        let epoch = u64::from_be_bytes(telemetry::random());
+        let mut behind_since = BTreeMap::new();
+        let mut reported = BTreeMap::new();
+        loop {
+            changes.mark_unchanged();
+            let mut pause = SWEEP;
+            if self.stores.are_synced() {
+                let now = telemetry::now();
+                let lead = *self.leads.borrow_and_update();
+                let outcome = self.round(epoch, lead, &mut behind_since, &mut reported, now).await;
+                ready.store(true, Ordering::Release);
+                pause = outcome.min(SWEEP);
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                changed = changes.changed() => {
+                    if changed.is_err() { return }
+                    tokio::time::sleep(COALESCE).await;
+                }
+                _ = self.leads.changed() => {}
+                () = tokio::time::sleep(pause) => {}
+            }
+        }
+    }
+
+    /// One look at the world; answers when to look again at the latest.
+    async fn round(
+        &self,
+        epoch: u64,
+        lead: bool,
+        behind_since: &mut BTreeMap<String, Timestamp>,
+        reported: &mut BTreeMap<Key, Vec<Problem>>,
+        now: Timestamp,
+    ) -> Duration {
+        let authorities = self.authorities(now);
+        let mut world = self.stores.world(&authorities);
+        world.proxies = self.proxies.seen(now);
+        world.behind_since = behind_since.clone();
+        let (topology, problems) = resolve(&world);
+        report(&problems, reported);
+        let before = Arc::clone(&self.publish.borrow());
+        let neighbours = self.stores.pods_in(&self.namespace);
+        let next = View::next(&before, topology, &world, &authorities, neighbours, epoch);
+        self.proxies.prune(|uid| next.known_pods.contains(uid));
+        let next = Arc::new(next);
+        self.publish.send_replace(Arc::clone(&next));
+        self.metrics.round(&world, lead);
+        if !lead {
+            return SWEEP;
+        }
+        let plan = plan(&next.topology, &problems, &world, now);
+        behind_since.retain(|uid, _| plan.behind.contains(uid));
+        for uid in &plan.behind {
+            behind_since.entry(uid.clone()).or_insert(now);
+        }
+        let mut pause = plan.wake_at.map_or(SWEEP, |at| {
+            Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_millis(100)).max(Duration::from_millis(100))
+        });
+        for step in &plan.steps {
+            // A replica that no longer leads stops in the middle; the next leader plans from what it sees.
+            if !*self.leads.borrow() {
+                break;
+            }
+            if let Err(failure) = apply::apply(&self.client, &self.namespace, step).await {
+                log_failure(step, &failure);
+                pause = pause.min(AGAIN);
+            }
+        }
+        pause
+    }
+
+    fn authorities(&self, now: Timestamp) -> BTreeMap<String, Result<Arc<Authority>, String>> {
+        let load = |material| Authority::load(&material, now).map(Arc::new).map_err(|error| error.to_string());
+        self.stores.materials().into_iter().map(|(domain, material)| (domain, load(material))).collect()
+    }
+}
+
+/// The topology with every problem, objects that cannot be read included.
+fn resolve(world: &World) -> (Topology, Vec<(Key, Problem)>) {
+    let (topology, mut problems) = Topology::resolve(&world.declared);
+    problems.extend(world.unreadable.iter().map(|(key, why)| (key.clone(), Problem::Unreadable(why.clone()))));
+    (topology, problems)
+}
+
+/// One round against any cluster: what it does is what the leader's loop does.
+///
+/// # Errors
+/// Whatever the cluster says to `observe` or to a step; the rest of the plan waits for the next round.
+pub async fn round(
+    cluster: &impl Cluster,
+    behind_since: &mut BTreeMap<String, Timestamp>,
+    now: Timestamp,
+) -> Result<usize, ApplyError> {
+    let mut world = cluster.observe().await?;
+    world.behind_since = behind_since.clone();
+    let (topology, problems) = resolve(&world);
+    let plan = plan(&topology, &problems, &world, now);
+    behind_since.retain(|uid, _| plan.behind.contains(uid));
+    for uid in &plan.behind {
+        behind_since.entry(uid.clone()).or_insert(now);
+    }
+    for step in &plan.steps {
+        cluster.apply(step).await?;
+    }
+    Ok(plan.steps.len())
+}
+
+/// Says each problem once, when it appears.
+fn report(problems: &[(Key, Problem)], reported: &mut BTreeMap<Key, Vec<Problem>>) {
+    let mut now = BTreeMap::<Key, Vec<Problem>>::new();
+    for (key, problem) in problems {
+        if !reported.get(key).is_some_and(|said| said.contains(problem)) {
+            warn!(object = %key, reason = problem.reason(), "{problem}");
+        }
+        now.entry(key.clone()).or_default().push(problem.clone());
+    }
+    *reported = now;
+}
+
+fn log_failure(step: &Step, failure: &ApplyError) {
+    let what = match step {
+        Step::CreateDomain(_) => "create the first domain",
+        Step::CreateAuthority { .. } => "create an authority",
+        Step::RenewIssuer { .. } => "renew an issuer",
+        Step::WriteBundle { .. } => "write a bundle",
+        Step::DeleteBundle { .. } => "remove a bundle",
+        Step::DeleteLedger { .. } => "remove a ledger",
+        Step::DomainStatus { .. } | Step::ServerStatus { .. } => "write a status",
+    };
+    match failure {
+        ApplyError::Conflict => info!(what, "somebody else wrote first; looking again"),
+        _ => warn!(what, error = %failure, "a step failed"),
+    }
+}

@@ -1,12 +1,17 @@
 //! The control plane's own small authority: it vouches for the controller's endpoints, and for nothing else.
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType, SerialNumber,
 };
 
-use super::{authority::Serial, offset, shift};
+use rustls_pki_types::{CertificateDer, UnixTime};
+use webpki::{EndEntityCert, KeyUsage};
+
+use super::{authority::Serial, certificate, offset, shift, verify};
 use crate::identity::DnsName;
 
 /// Days that the control plane's authority lives.
@@ -40,6 +45,17 @@ pub fn sign(
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
     Ok(params.signed_by(leaf, &issuer)?.pem())
+}
+
+/// Whether `chain` (leaf first) is one that the authority `ca` (PEM) signed for calling, and valid `now`.
+pub fn vouches(ca: &str, chain: &[CertificateDer<'_>], now: Timestamp) -> bool {
+    let Some((leaf, rest)) = chain.split_first() else { return false };
+    let (Some(root), Ok(leaf)) = (certificate(ca), EndEntityCert::try_from(leaf)) else { return false };
+    let Ok(anchor) = webpki::anchor_from_trusted_cert(&root) else { return false };
+    let seconds = u64::try_from(now.as_second()).unwrap_or_default();
+    let time = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+    let algorithms = verify::algorithms().all;
+    leaf.verify_for_usage(algorithms, &[anchor], rest, time, KeyUsage::client_auth(), None, None).is_ok()
 }
 
 fn template(name: &str, serial: Serial, now: Timestamp, seconds: i64) -> CertificateParams {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{AuthoritySeen, BEHIND_SECONDS, Plan, ProxySeen, Step, World, anchors, briefs, bundle_data, published};
+use super::{AuthoritySeen, BEHIND_SECONDS, Plan, ProxySeen, Step, World, anchors, briefs, bundle_data, carries, published};
 use crate::{
     api::{
         AuthorityState, AuthorityStatus, CertificateCounts, ProxyCounts, ServerCounts, TrustDomain, TrustDomainStatus,
@@ -159,7 +159,7 @@ fn bundle(domain: Option<&Domain>, world: &World) -> State {
     let missing: Vec<&str> = domain
         .namespaces
         .iter()
-        .filter(|namespace| world.bundles.get(*namespace) != Some(&data))
+        .filter(|namespace| !carries(world, namespace, &data))
         .map(String::as_str)
         .collect();
     if missing.is_empty() {

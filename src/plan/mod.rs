@@ -175,6 +175,12 @@ pub fn bundle_data(roots: &[String]) -> BTreeMap<String, String> {
     BTreeMap::from([("ca.crt".to_owned(), Bundle::of(roots.iter().map(String::as_str)).render())])
 }
 
+/// Whether the bundle of `namespace` holds `data`; further keys are not ours to judge.
+fn carries(world: &World, namespace: &str, data: &BTreeMap<String, String>) -> bool {
+    let held = world.bundles.get(namespace);
+    held.is_some_and(|held| data.iter().all(|(key, value)| held.get(key) == Some(value)))
+}
+
 fn bundles(domain: &Domain, world: &World, plan: &mut Plan) {
     let roots = anchors(world, &domain.name);
     if roots.is_empty() {
@@ -182,7 +188,7 @@ fn bundles(domain: &Domain, world: &World, plan: &mut Plan) {
     }
     let data = bundle_data(&roots);
     for namespace in &domain.namespaces {
-        if world.bundles.get(namespace) != Some(&data) {
+        if !carries(world, namespace, &data) {
             plan.steps.push(Step::WriteBundle {
                 namespace: namespace.clone(),
                 domain: domain.name.clone(),

@@ -34,7 +34,7 @@ impl Selector {
 }
 
 /// Whether a Service's `selector` selects a pod with `labels`; an empty one selects none.
-pub fn service_selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
+pub(super) fn service_selects(selector: &BTreeMap<String, String>, labels: &BTreeMap<String, String>) -> bool {
     !selector.is_empty() && selector.iter().all(|(key, value)| labels.get(key) == Some(value))
 }
 

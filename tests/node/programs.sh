@@ -1,16 +1,20 @@
 # shellcheck shell=bash
 # Kubernetes, Helm and CoreDNS from their Go modules: built once, kept in the cache by version.
 
-# cached NAME FUNCTION: fills $CACHE/NAME once; an interrupted build is never mistaken for a finished one.
+# cached NAME WHAT FUNCTION: fills $CACHE/NAME once; an interrupted build is never mistaken for a finished one.
 cached() {
-  local name=$1 build=$2
-  [ -d "$CACHE/$name" ] && return
-  say "building $name (once; log: $LOG/build.log)"
+  local name=$1 what=$2 build=$3
+  [ ! -d "$CACHE/$name" ] || return 0
   mkdir -p "$CACHE" "$LOG"
-  rm -rf "$CACHE/$name.part"
-  mkdir "$CACHE/$name.part"
-  "$build" "$CACHE/$name.part" >>"$LOG/build.log" 2>&1 || { tail -n 15 "$LOG/build.log" >&2; fail "could not build $name"; }
-  mv "$CACHE/$name.part" "$CACHE/$name"
+  (
+    flock 8
+    [ ! -d "$CACHE/$name" ] || exit 0
+    say "building $name: $what"
+    rm -rf "$CACHE/$name.part"
+    mkdir "$CACHE/$name.part"
+    patiently "building $name" "$LOG/build-$name.log" "$build" "$CACHE/$name.part"
+    mv "$CACHE/$name.part" "$CACHE/$name"
+  ) 8>"$CACHE/$name.lock"
 }
 
 build_kubernetes() {
@@ -23,9 +27,9 @@ build_helm() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "hel
 build_coredns() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "github.com/coredns/coredns@$COREDNS"; }
 
 programs() {
-  cached "kubernetes-$KUBERNETES" build_kubernetes
-  cached "helm-$HELM" build_helm
-  cached "coredns-$COREDNS" build_coredns
+  cached "kubernetes-$KUBERNETES" "from its Go module, about 6 minutes on 2 cores, once" build_kubernetes
+  cached "helm-$HELM" "from its Go module, about 2 minutes, once" build_helm
+  cached "coredns-$COREDNS" "from its Go module, about 2 minutes, once" build_coredns
   mkdir -p "$NODE/bin"
-  ln -sf "$CACHE/kubernetes-$KUBERNETES"/* "$CACHE/helm-$HELM/helm" "$CACHE/coredns-$COREDNS/coredns" "$NODE/bin/"
+  ln -sfn "$CACHE/kubernetes-$KUBERNETES"/* "$CACHE/helm-$HELM/helm" "$CACHE/coredns-$COREDNS/coredns" "$NODE/bin/"
 }

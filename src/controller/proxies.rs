@@ -1,0 +1,140 @@
+//! What the sidecars told the replicas: who has which brief in force.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::watch::Signal;
+use crate::{brief::Cursor, identity::Identity, plan::ProxySeen};
+
+/// A sidecar between two polls counts as connected this long, in seconds.
+const BETWEEN_POLLS: i64 = 10;
+
+/// One sidecar, as one replica sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Row {
+    cursor: Option<Cursor>,
+    /// Polls that are held now.
+    held: u32,
+    /// When the last poll came or ended, Unix seconds.
+    last: i64,
+    leaf_not_before: i64,
+    leaf_not_after: i64,
+}
+
+pub(super) type Rows = BTreeMap<String, Row>;
+
+/// Our own rows and those of the other replicas.
+pub(super) struct Proxies {
+    own: Mutex<Rows>,
+    others: Mutex<BTreeMap<String, Rows>>,
+    version: watch::Sender<u64>,
+    signal: Signal,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Proxies {
+    pub(super) fn new(signal: Signal) -> Self {
+        Self { own: Mutex::default(), others: Mutex::default(), version: watch::Sender::new(1), signal }
+    }
+
+    /// A poll came: what it acknowledges, and with which certificate. It is held until the answer is dropped.
+    pub(super) fn poll(&self, uid: &str, identity: &Identity, cursor: Option<Cursor>, now: Timestamp) -> Held<'_> {
+        let news = {
+            let mut own = lock(&self.own);
+            let row = own.entry(uid.to_owned()).or_default();
+            let before = (row.cursor.clone(), row.leaf_not_after, row.held > 0 || now.as_second() - row.last < BETWEEN_POLLS);
+            row.cursor = cursor;
+            row.held += 1;
+            row.last = now.as_second();
+            row.leaf_not_before = identity.not_before.as_second();
+            row.leaf_not_after = identity.not_after.as_second();
+            before != (row.cursor.clone(), row.leaf_not_after, true)
+        };
+        if news {
+            self.changed();
+        }
+        Held { proxies: self, uid: uid.to_owned() }
+    }
+
+    fn changed(&self) {
+        self.version.send_modify(|version| *version += 1);
+        self.signal.raise();
+    }
+
+    /// Our own rows and their version, for another replica.
+    pub(super) fn own(&self) -> (u64, Rows) {
+        (*self.version.borrow(), lock(&self.own).clone())
+    }
+
+    /// Wakes when our own rows have changed.
+    pub(super) fn listen(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// Takes over the rows of another replica.
+    pub(super) fn take(&self, replica: &str, rows: Rows) {
+        lock(&self.others).insert(replica.to_owned(), rows);
+        self.signal.raise();
+    }
+
+    /// Forgets a replica.
+    pub(super) fn forget(&self, replica: &str) {
+        lock(&self.others).remove(replica);
+    }
+
+    /// Forgets pods that are gone.
+    pub(super) fn prune(&self, exists: impl Fn(&str) -> bool) {
+        lock(&self.own).retain(|uid, row| row.held > 0 || exists(uid));
+    }
+
+    /// What all replicas know together: of each sidecar, the row with the latest poll.
+    pub(super) fn seen(&self, now: Timestamp) -> BTreeMap<String, ProxySeen> {
+        let mut latest = lock(&self.own).clone();
+        for rows in lock(&self.others).values() {
+            for (uid, row) in rows {
+                let newer = latest.get(uid).is_none_or(|held| (row.held > 0, row.last) > (held.held > 0, held.last));
+                if newer {
+                    latest.insert(uid.clone(), row.clone());
+                }
+            }
+        }
+        latest.into_iter().map(|(uid, row)| (uid, seen(row, now))).collect()
+    }
+}
+
+fn seen(row: Row, now: Timestamp) -> ProxySeen {
+    let Row { cursor, held, last, leaf_not_before, leaf_not_after } = row;
+    ProxySeen {
+        cursor,
+        connected: held > 0 || now.as_second() - last < BETWEEN_POLLS,
+        leaf_not_before: Timestamp::from_second(leaf_not_before).ok(),
+        leaf_not_after: Timestamp::from_second(leaf_not_after).ok(),
+    }
+}
+
+/// A poll that is being held.
+pub(super) struct Held<'a> {
+    proxies: &'a Proxies,
+    uid: String,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        let now = crate::telemetry::now().as_second();
+        if let Some(row) = lock(&self.proxies.own).get_mut(&self.uid) {
+            row.held = row.held.saturating_sub(1);
+            row.last = now;
+        }
+        // Nothing is said of it: the next poll follows at once, and the loop looks again before patience ends.
+    }
+}

@@ -1,0 +1,190 @@
+//! Everything that one replica sees of the cluster, as tables; together they are the observed [`World`].
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
+use kube::{
+    Api, Client,
+    core::DeserializeGuard,
+    runtime::watcher::Config,
+};
+use tokio::task::JoinSet;
+
+use super::watch::{Signal, Table, keep};
+use crate::{
+    api::{TrustDomain, TrustedServer},
+    pki::{authority::{Authority, Material}, ledger::Ledger},
+    plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, World},
+    sidecar,
+    topology::{
+        Declared, Key, ServerKey,
+        facts::{PodFacts, ServiceFacts},
+    },
+};
+
+/// Label of every object that we write, with its part.
+pub(super) const PART: &str = "entente.dev/part";
+/// Prefix of an authority's Secret.
+pub(super) const AUTHORITY: &str = "entente-authority-";
+/// Prefix of a ledger.
+pub(super) const LEDGER: &str = "entente-ledger-";
+/// Name of the public bundle.
+pub(super) const BUNDLE: &str = "entente-trust-bundle";
+/// Name of the ConfigMap that asks for a first domain.
+const FIRST_DOMAIN: &str = "entente-first-domain";
+
+type Readable<T> = Result<T, (Key, String)>;
+
+/// The tables of one replica.
+#[derive(Debug)]
+pub(super) struct Stores {
+    domains: Arc<Table<Readable<TrustDomain>>>,
+    servers: Arc<Table<Readable<TrustedServer>>>,
+    namespaces: Arc<Table<Option<String>>>,
+    pods: Arc<Table<PodFacts>>,
+    services: Arc<Table<ServiceFacts>>,
+    authorities: Arc<Table<Material>>,
+    bundles: Arc<Table<BTreeMap<String, String>>>,
+    ledgers: Arc<Table<LedgerSeen>>,
+    first_domain: Arc<Table<TrustDomain>>,
+}
+
+impl Stores {
+    /// Starts all watches.
+    pub(super) fn start(client: &Client, namespace: &str, signal: &Signal, tasks: &mut JoinSet<()>) -> Self {
+        let all = Config::default;
+        let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
+        let own_secrets = Api::<Secret>::namespaced(client.clone(), namespace);
+        let own_maps = || Api::<ConfigMap>::namespaced(client.clone(), namespace);
+        let kept = |config: Config| (config, signal.clone());
+        let (config, raise) = kept(all());
+        let domains = keep(tasks, Api::<DeserializeGuard<TrustDomain>>::all(client.clone()), config, raise, read_domain);
+        let (config, raise) = kept(all());
+        let servers = keep(tasks, Api::<DeserializeGuard<TrustedServer>>::all(client.clone()), config, raise, read_server);
+        let (config, raise) = kept(all());
+        let namespaces = keep(tasks, Api::<Namespace>::all(client.clone()), config, raise, |namespace| {
+            Some(namespace.metadata.labels.unwrap_or_default().remove(sidecar::DOMAIN_LABEL))
+        });
+        let (config, raise) = kept(all());
+        let pods = keep(tasks, Api::<Pod>::all(client.clone()), config, raise, |pod| Some(PodFacts::of(&pod)));
+        let (config, raise) = kept(all());
+        let services =
+            keep(tasks, Api::<Service>::all(client.clone()), config, raise, |service| Some(ServiceFacts::of(&service)));
+        let (config, raise) = kept(all().labels(&format!("{PART}=authority")));
+        let authorities = keep(tasks, own_secrets, config, raise, |secret| material(&secret));
+        let (config, raise) = kept(named(BUNDLE));
+        let bundles = keep(tasks, Api::<ConfigMap>::all(client.clone()), config, raise, |map| Some(map.data.unwrap_or_default()));
+        let (config, raise) = kept(all().labels(&format!("{PART}=ledger")));
+        let ledgers = keep(tasks, own_maps(), config, raise, |map| read_ledger(&map));
+        let (config, raise) = kept(named(FIRST_DOMAIN));
+        let first_domain = keep(tasks, own_maps(), config, raise, |map| {
+            serde_json::from_str(map.data.as_ref()?.get("trustDomain")?).ok()
+        });
+        Self { domains, servers, namespaces, pods, services, authorities, bundles, ledgers, first_domain }
+    }
+
+    /// Whether every table has its first list.
+    pub(super) fn are_synced(&self) -> bool {
+        self.domains.is_synced()
+            && self.servers.is_synced()
+            && self.namespaces.is_synced()
+            && self.pods.is_synced()
+            && self.services.is_synced()
+            && self.authorities.is_synced()
+            && self.bundles.is_synced()
+            && self.ledgers.is_synced()
+            && self.first_domain.is_synced()
+    }
+
+    /// Pods of our own namespace.
+    pub(super) fn pods_in(&self, namespace: &str) -> Vec<PodFacts> {
+        self.pods.read(|rows| rows.values().filter(|pod| pod.namespace == namespace).cloned().collect())
+    }
+
+    /// The authorities' Secrets, by domain.
+    pub(super) fn materials(&self) -> BTreeMap<String, Material> {
+        let name = |key: String| key.split_once(AUTHORITY).map(|(_, domain)| domain.to_owned());
+        self.authorities.rows().into_iter().filter_map(|(key, material)| Some((name(key)?, material))).collect()
+    }
+
+    /// The world as the tables have it; what the sidecars say is not in them.
+    pub(super) fn world(&self, authorities: &BTreeMap<String, Result<Arc<Authority>, String>>) -> World {
+        let mut unreadable = vec![];
+        let domains = readable(self.domains.rows(), &mut unreadable);
+        let servers = readable(self.servers.rows(), &mut unreadable);
+        let bare = |key: &str| key.rsplit('/').next().unwrap_or_default().to_owned();
+        let namespaces = self.namespaces.rows().into_iter().map(|(key, label)| (bare(&key), label)).collect();
+        let bundles = self.bundles.rows().into_iter().map(|(key, data)| {
+            (key.split('/').next().unwrap_or_default().to_owned(), data)
+        });
+        let seen = authorities.iter().map(|(domain, loaded)| {
+            let seen = match loaded {
+                Ok(authority) => AuthoritySeen::Sound(AuthorityFacts::of(authority)),
+                Err(why) => AuthoritySeen::Broken(why.clone()),
+            };
+            (domain.clone(), seen)
+        });
+        World {
+            declared: Declared {
+                domains,
+                servers,
+                namespaces,
+                pods: self.pods.rows().into_values().collect(),
+                services: self.services.rows().into_values().collect(),
+            },
+            unreadable,
+            first_domain: self.first_domain.rows().into_values().next(),
+            authorities: seen.collect(),
+            bundles: bundles.collect(),
+            ledgers: self.ledgers.rows().into_iter().map(|(key, ledger)| (bare(&key), ledger)).collect(),
+            ..World::default()
+        }
+    }
+}
+
+fn readable<T>(rows: BTreeMap<String, Readable<T>>, unreadable: &mut Vec<(Key, String)>) -> Vec<T> {
+    let keep = |row| match row {
+        Ok(object) => Some(object),
+        Err(problem) => {
+            unreadable.push(problem);
+            None
+        }
+    };
+    rows.into_values().filter_map(keep).collect()
+}
+
+fn read_domain(guard: DeserializeGuard<TrustDomain>) -> Option<Readable<TrustDomain>> {
+    Some(guard.0.map_err(|error| (Key::Domain(error.metadata.name.unwrap_or_default()), error.error)))
+}
+
+fn read_server(guard: DeserializeGuard<TrustedServer>) -> Option<Readable<TrustedServer>> {
+    Some(guard.0.map_err(|error| {
+        let namespace = error.metadata.namespace.unwrap_or_default();
+        (Key::Server(ServerKey { namespace, name: error.metadata.name.unwrap_or_default() }), error.error)
+    }))
+}
+
+/// The keys of an authority; what is missing is empty, and found broken when it is loaded.
+pub(super) fn material(secret: &Secret) -> Option<Material> {
+    let data = secret.data.as_ref();
+    let text = |key: &str| {
+        let bytes = data.and_then(|data| data.get(key)).map(|bytes| bytes.0.clone()).unwrap_or_default();
+        String::from_utf8(bytes).unwrap_or_default()
+    };
+    Some(Material {
+        root_certificate: text("ca.crt"),
+        root_key: text("ca.key"),
+        issuer_certificate: text("issuer.crt"),
+        issuer_key: text("issuer.key"),
+    })
+}
+
+fn read_ledger(map: &ConfigMap) -> Option<LedgerSeen> {
+    let owner = map.metadata.annotations.as_ref()?.get(sidecar::SERVER_LABEL)?;
+    let (namespace, name) = owner.split_once('/')?;
+    let ledger = Ledger::parse(map.data.as_ref().unwrap_or(&BTreeMap::new())).ok()?;
+    let last = ledger.records().iter().map(|record| record.validity.not_after).max();
+    let server = ServerKey { namespace: namespace.to_owned(), name: name.to_owned() };
+    Some(LedgerSeen { server, last: last.unwrap_or(Timestamp::UNIX_EPOCH) })
+}

@@ -1,0 +1,231 @@
+//! Our certificate: a key born here, kept in the sidecar's own volume, renewed with a new key each time.
+
+use std::{collections::BTreeSet, fmt, path::Path, sync::Arc};
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use jiff::Timestamp;
+use rcgen::KeyPair;
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+
+use super::tls;
+use crate::{
+    brief::{Brief, CertificateRequest, CertificateResponse},
+    identity::Identity,
+    pki::{
+        self, csr, renewal,
+        verify::{self, AnchorError, Anchors, Role},
+    },
+    refusal::Refusal,
+};
+
+/// Certificates in our own chain.
+const MAX_CHAIN: usize = 4;
+
+/// Our certificate with its key.
+pub(super) struct Leaf {
+    /// What the certificate says of us.
+    pub(super) identity: Identity,
+    /// Chain and key, as rustls wants them.
+    pub(super) certified: Arc<CertifiedKey>,
+    /// When it is renewed.
+    pub(super) renew_at: Timestamp,
+    /// The lifetime that the brief wished for when it was issued; `None` = there was no brief yet.
+    pub(super) lifetime: Option<u32>,
+    pem: String,
+}
+
+impl fmt::Debug for Leaf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Leaf").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// Why a certificate cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum CredentialError {
+    /// The key cannot be made.
+    #[error("could not make a key")]
+    Key(#[from] rcgen::Error),
+    /// No chain, or no certificate in it.
+    #[error("the chain is empty, too long, or not PEM")]
+    Chain,
+    /// The key is unreadable, or not the certificate's.
+    #[error("the certificate does not belong to our key")]
+    KeyMismatch,
+    /// The leaf's names are not of our shape.
+    #[error("the certificate names no identity: {0}")]
+    Names(Refusal),
+    /// Issued to another pod.
+    #[error("the certificate is for another pod")]
+    OtherPod,
+    /// The roots that came with it cannot be used.
+    #[error("the roots that came with the certificate cannot be used")]
+    Anchors(#[from] AnchorError),
+    /// It does not verify.
+    #[error("the certificate does not verify: {0}")]
+    Unverified(Refusal),
+    /// The volume refused.
+    #[error("could not keep it in {path}")]
+    Store {
+        /// The file.
+        path: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// A key that waits for its certificate.
+pub(super) struct Candidate {
+    key: KeyPair,
+}
+
+impl Candidate {
+    /// Makes a new P-256 key.
+    pub(super) fn new() -> Result<Self, CredentialError> {
+        Ok(Self { key: KeyPair::generate()? })
+    }
+
+    /// The request for its certificate.
+    pub(super) fn request(&self) -> Result<CertificateRequest, CredentialError> {
+        Ok(CertificateRequest { csr: BASE64_STANDARD.encode(csr::request(&self.key)?) })
+    }
+
+    /// Joins key and answer; nothing is taken on trust: our key, our pod, and a chain that verifies in both roles.
+    pub(super) fn join(
+        &self,
+        answer: &CertificateResponse,
+        pod_uid: &str,
+        lifetime: Option<u32>,
+        (now, jitter): (Timestamp, f64),
+    ) -> Result<Leaf, CredentialError> {
+        let mut pem = self.key.serialize_pem();
+        for certificate in &answer.chain {
+            pem.push_str(certificate);
+            if !certificate.ends_with('\n') {
+                pem.push('\n');
+            }
+        }
+        let leaf = Leaf::parse(pem, pod_uid, lifetime, jitter)?;
+        let anchors = Anchors::parse(&answer.anchors)?;
+        for role in [Role::Client, Role::Server] {
+            verify::verdict(&leaf.certified.cert, role, &anchors, now).map_err(CredentialError::Unverified)?;
+        }
+        Ok(leaf)
+    }
+}
+
+impl Leaf {
+    fn parse(pem: String, pod_uid: &str, lifetime: Option<u32>, jitter: f64) -> Result<Self, CredentialError> {
+        let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
+            .collect::<Result<_, _>>()
+            .map_err(|_| CredentialError::Chain)?;
+        if !(1..=MAX_CHAIN).contains(&chain.len()) {
+            return Err(CredentialError::Chain);
+        }
+        let identity = Identity::of(&chain[0]).map_err(CredentialError::Names)?;
+        if identity.pod_uid.as_deref() != Some(pod_uid) {
+            return Err(CredentialError::OtherPod);
+        }
+        let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| CredentialError::KeyMismatch)?;
+        let key = tls::signing_key(key).map_err(|_| CredentialError::KeyMismatch)?;
+        let certified = CertifiedKey::new(chain, key);
+        certified.keys_match().map_err(|_| CredentialError::KeyMismatch)?;
+        let renew_at = renewal::renew_at(identity.not_before, identity.not_after, jitter);
+        Ok(Self { identity, certified: Arc::new(certified), renew_at, lifetime, pem })
+    }
+
+    /// The serial number, hex.
+    pub(super) fn serial(&self) -> String {
+        pki::hex(&self.identity.serial)
+    }
+
+    /// Whether `brief` asks for other names or another lifetime than this leaf was issued with.
+    pub(super) fn differs_from(&self, brief: &Brief) -> bool {
+        let names: BTreeSet<_> = brief.names.iter().cloned().collect();
+        let lifetime = self.lifetime.is_some_and(|lifetime| lifetime != brief.lifetime_seconds);
+        lifetime || names != self.identity.dns_names || brief.identity != self.identity.id
+    }
+
+    /// Keeps chain and key for a restart of the container.
+    pub(super) fn store(&self, directory: &Path) -> Result<(), CredentialError> {
+        write(directory, IDENTITY_FILE, self.pem.as_bytes())
+    }
+}
+
+/// Chain and key together, so that no crash can leave one without the other.
+const IDENTITY_FILE: &str = "identity.pem";
+const BRIEF_FILE: &str = "brief.json";
+
+/// What survived a restart of the container.
+pub(super) struct Kept {
+    /// Certificate and key.
+    pub(super) leaf: Leaf,
+    /// The brief that was in force.
+    pub(super) brief: Option<Brief>,
+}
+
+/// Reads back what was kept; what is unreadable, expired or another pod's counts as absent.
+pub(super) fn load(directory: &Path, pod_uid: &str, (now, jitter): (Timestamp, f64)) -> Option<Kept> {
+    let pem = std::fs::read_to_string(directory.join(IDENTITY_FILE)).ok()?;
+    let mut leaf = Leaf::parse(pem, pod_uid, None, jitter)
+        .inspect_err(|error| tracing::warn!(%error, "kept certificate is of no use"))
+        .ok()?;
+    if leaf.identity.not_after <= now {
+        return None;
+    }
+    let brief = std::fs::read(directory.join(BRIEF_FILE)).ok();
+    let brief = brief.and_then(|bytes| serde_json::from_slice::<Brief>(&bytes).ok());
+    leaf.lifetime = brief.as_ref().map(|brief| brief.lifetime_seconds);
+    Some(Kept { leaf, brief })
+}
+
+/// Keeps the brief in force for a restart of the container.
+pub(super) fn store_brief(directory: &Path, brief: &Brief) -> Result<(), CredentialError> {
+    // A brief that came as JSON can be written as JSON.
+    write(directory, BRIEF_FILE, &serde_json::to_vec(brief).unwrap_or_default())
+}
+
+/// Writes beside the file and renames, so that a reader sees the old or the new one, whole.
+fn write(directory: &Path, name: &str, content: &[u8]) -> Result<(), CredentialError> {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    let path = directory.join(name);
+    let beside = directory.join(format!("{name}.new"));
+    let attempt = || {
+        // A file left behind by a crash may have another mode.
+        let _ = std::fs::remove_file(&beside);
+        let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        std::fs::rename(&beside, &path)
+    };
+    attempt().map_err(|source| CredentialError::Store { path: path.display().to_string(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_files_are_for_the_owner_only_and_replaced_whole() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path(), "a", b"one").unwrap();
+        std::fs::write(directory.path().join("a.new"), b"left by a crash").unwrap();
+        write(directory.path(), "a", b"two").unwrap();
+        let path = directory.path().join("a");
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(!directory.path().join("a.new").exists());
+    }
+
+    #[test]
+    fn garbage_in_the_volume_counts_as_nothing_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let when = (Timestamp::UNIX_EPOCH, 0.5);
+        assert!(load(directory.path(), "uid", when).is_none());
+        std::fs::write(directory.path().join(IDENTITY_FILE), b"\0garbage").unwrap();
+        assert!(load(directory.path(), "uid", when).is_none());
+    }
+}

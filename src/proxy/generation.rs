@@ -1,0 +1,210 @@
+//! A generation: leaf, anchors and brief, validated together, compiled once, swapped whole.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use jiff::Timestamp;
+use rustls::{ClientConfig, ServerConfig};
+use rustls_pki_types::CertificateDer;
+
+use super::{
+    credentials::Leaf,
+    tls::{self, TlsError},
+};
+use crate::{
+    brief::{Brief, Cursor, INTERNAL, Mode, VERSION},
+    identity::SpiffeId,
+    pki::verify::{self, AnchorError, Anchors, Role, Verdict},
+    refusal::{HandshakeDetail, ReadyDetail, Refusal},
+};
+
+/// Ports that one server may declare.
+const MAX_PORTS: usize = 32;
+/// Client configurations kept; beyond it the store starts anew.
+const MAX_CLIENTS: usize = 4096;
+
+/// Why a brief is not put in force.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum GenerationError {
+    /// Written for another version of this program.
+    #[error("brief version {0} is not the one this proxy reads")]
+    Version(u32),
+    /// Somebody else's.
+    #[error("the brief is for {brief}, our certificate names {leaf}")]
+    Identity {
+        /// Whom the brief names.
+        brief: SpiffeId,
+        /// Whom our certificate names.
+        leaf: SpiffeId,
+    },
+    /// Older than the one in force.
+    #[error("brief revision {new} is older than {current}")]
+    Older {
+        /// The brief's revision.
+        new: u64,
+        /// The revision in force.
+        current: u64,
+    },
+    /// A number that belongs to two ports, or too many ports.
+    #[error("the brief's ports are ambiguous or too many")]
+    Ports,
+    /// Roots that cannot be used.
+    #[error("unusable roots")]
+    Anchors(#[from] AnchorError),
+    /// A brief without roots would refuse everybody.
+    #[error("the brief has no roots for our own trust domain")]
+    NoAnchors,
+    /// Our own certificate does not verify under the brief's roots.
+    #[error("our certificate does not verify under the brief's roots: {0}")]
+    OwnChain(Refusal),
+    /// TLS refuses it.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// What judges peers: the brief, and the anchors of its one scope.
+#[derive(Debug)]
+pub(super) struct Judge {
+    /// The brief in force.
+    pub(super) brief: Brief,
+    anchors: Anchors,
+}
+
+impl Judge {
+    /// Judges whoever dialled `port`: the chain, the identity, the edge.
+    pub(super) fn caller(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Verdict, Refusal> {
+        let verdict = verify::verdict(chain, Role::Client, &self.anchors, now)?;
+        self.brief.admit(&verdict.identity, port)?;
+        Ok(verdict)
+    }
+
+    /// Judges whoever answered where `expected` was dialled.
+    pub(super) fn callee(
+        &self,
+        chain: &[CertificateDer<'_>],
+        expected: &SpiffeId,
+        now: Timestamp,
+    ) -> Result<Verdict, Refusal> {
+        let verdict = verify::verdict(chain, Role::Server, &self.anchors, now)?;
+        verify::expect_server(&verdict.identity, expected)?;
+        Ok(verdict)
+    }
+}
+
+/// All that one connection is judged and served by.
+#[derive(Debug)]
+pub(super) struct Generation {
+    /// Our certificate and key.
+    pub(super) leaf: Arc<Leaf>,
+    /// What judges peers.
+    pub(super) judge: Arc<Judge>,
+    servers: HashMap<u16, Arc<ServerConfig>>,
+    clients: Mutex<HashMap<SpiffeId, Arc<ClientConfig>>>,
+}
+
+impl Generation {
+    /// Validates `brief` together with `leaf` and compiles both.
+    pub(super) fn build(brief: Brief, leaf: Arc<Leaf>, now: Timestamp) -> Result<Self, GenerationError> {
+        if brief.version != VERSION {
+            return Err(GenerationError::Version(brief.version));
+        }
+        if brief.identity != leaf.identity.id {
+            return Err(GenerationError::Identity { brief: brief.identity, leaf: leaf.identity.id.clone() });
+        }
+        check_ports(&brief)?;
+        let anchors = Anchors::parse(brief.anchors(INTERNAL))?;
+        if anchors.is_empty() {
+            return Err(GenerationError::NoAnchors);
+        }
+        check_own_chain(&leaf, &anchors, now)?;
+        let judge = Arc::new(Judge { brief, anchors });
+        let mut servers = HashMap::new();
+        for port in &judge.brief.ports {
+            let config = match port.mode {
+                Mode::MutualTls => tls::mutual(&leaf, &judge, port.port)?,
+                Mode::ServerTls => tls::server_only(&leaf)?,
+                Mode::Plaintext => continue,
+            };
+            servers.insert(port.port, config);
+        }
+        Ok(Self { leaf, judge, servers, clients: Mutex::default() })
+    }
+
+    /// The brief.
+    pub(super) fn brief(&self) -> &Brief {
+        &self.judge.brief
+    }
+
+    /// What putting this generation in force acknowledges.
+    pub(super) fn cursor(&self) -> &Cursor {
+        &self.judge.brief.cursor
+    }
+
+    /// The configuration of a declared TLS port.
+    pub(super) fn server(&self, port: u16) -> Result<Arc<ServerConfig>, Refusal> {
+        self.servers.get(&port).cloned().ok_or(Refusal::PortNotAllowed)
+    }
+
+    /// The configuration to dial `server`, made at its first use.
+    pub(super) fn client(&self, server: &SpiffeId) -> Result<Arc<ClientConfig>, Refusal> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(config) = clients.get(server) {
+            return Ok(config.clone());
+        }
+        let config = tls::dial(&self.leaf, &self.judge, server.clone())
+            .map_err(|_| Refusal::HandshakeFailed(HandshakeDetail::Malformed))?;
+        if clients.len() >= MAX_CLIENTS {
+            clients.clear();
+        }
+        clients.insert(server.clone(), config.clone());
+        Ok(config)
+    }
+}
+
+fn check_ports(brief: &Brief) -> Result<(), GenerationError> {
+    let mut seen = BTreeSet::new();
+    for port in &brief.ports {
+        let own = BTreeSet::from([port.port, port.target_port]);
+        if own.contains(&0) || !seen.is_disjoint(&own) {
+            return Err(GenerationError::Ports);
+        }
+        seen.extend(own);
+    }
+    if brief.ports.len() > MAX_PORTS { Err(GenerationError::Ports) } else { Ok(()) }
+}
+
+/// A brief whose roots do not vouch for us would cut us off from every peer. An expired leaf is no argument against
+/// a brief: it is renewed, and the brief is needed for that.
+fn check_own_chain(leaf: &Leaf, anchors: &Anchors, now: Timestamp) -> Result<(), GenerationError> {
+    match verify::verdict(&leaf.certified.cert, Role::Server, anchors, now) {
+        Ok(_) | Err(Refusal::Expired) => Ok(()),
+        Err(refusal) => Err(GenerationError::OwnChain(refusal)),
+    }
+}
+
+/// How far this proxy is on its way to judging anybody.
+#[derive(Debug)]
+pub(super) enum Readiness {
+    /// No certificate yet.
+    NoIdentity,
+    /// A certificate, but no brief.
+    NoBrief,
+    /// In force.
+    InForce(Arc<Generation>),
+}
+
+impl Readiness {
+    /// The generation in force, where our own certificate still stands for us.
+    pub(super) fn generation(&self, now: Timestamp) -> Result<&Arc<Generation>, Refusal> {
+        match self {
+            Self::NoIdentity => Err(Refusal::NotReady(ReadyDetail::NoIdentity)),
+            Self::NoBrief => Err(Refusal::NotReady(ReadyDetail::NoBrief)),
+            Self::InForce(generation) if generation.leaf.identity.not_after <= now => {
+                Err(Refusal::NotReady(ReadyDetail::OwnExpired))
+            }
+            Self::InForce(generation) => Ok(generation),
+        }
+    }
+}

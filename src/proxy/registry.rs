@@ -1,0 +1,164 @@
+//! Every open connection, so that a new generation can end exactly those that it no longer admits.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use tokio::sync::oneshot;
+
+use super::routes::Table;
+use crate::{
+    brief::{Brief, Direction, Mode, Standing},
+    identity::{Identity, SpiffeId},
+    refusal::{ReadyDetail, Refusal, ServerDetail},
+};
+
+/// What an open connection rests on.
+#[derive(Clone, Debug)]
+pub(super) enum Basis {
+    /// A verified caller of one of our `MutualTls` ports.
+    Caller {
+        /// Who it is.
+        identity: Identity,
+        /// The port it dialled.
+        port: u16,
+    },
+    /// Anybody, on a port that asks for no identity.
+    Anybody {
+        /// The port dialled.
+        port: u16,
+        /// The port's mode then.
+        mode: Mode,
+    },
+    /// A declared server that our application dialled.
+    Server {
+        /// Where.
+        address: SocketAddr,
+        /// Who answered, or is declared to.
+        server: SpiffeId,
+        /// The port's mode then.
+        mode: Mode,
+    },
+    /// An undeclared destination that our application may call as it is.
+    Egress {
+        /// Where; `resolver` ones need no permission.
+        address: SocketAddr,
+        /// Whether it is DNS to one of the pod's resolvers, which is always allowed.
+        resolver: bool,
+    },
+}
+
+impl Basis {
+    const fn direction(&self) -> Direction {
+        match self {
+            Self::Caller { .. } | Self::Anybody { .. } => Direction::Inbound,
+            Self::Server { .. } | Self::Egress { .. } => Direction::Outbound,
+        }
+    }
+}
+
+/// Whether `basis` still holds under `brief` and `routes`.
+///
+/// An address that left the table is no reason to cut: pods end gracefully, and the callee's own proxy cuts where
+/// trust was withdrawn.
+pub(super) fn still_admitted(basis: &Basis, brief: &Brief, routes: &Table) -> Result<(), Refusal> {
+    if brief.standing == Standing::Withdrawn {
+        return Err(Refusal::NotReady(ReadyDetail::Withdrawn));
+    }
+    match basis {
+        Basis::Caller { identity, port } => match brief.admit(identity, *port)?.mode {
+            Mode::MutualTls => Ok(()),
+            Mode::ServerTls | Mode::Plaintext => Err(Refusal::PortNotAllowed),
+        },
+        Basis::Anybody { port, mode } => {
+            if brief.port(*port)?.mode == *mode { Ok(()) } else { Err(Refusal::PortNotAllowed) }
+        }
+        Basis::Server { address, server, mode } => match routes.at(address.ip()) {
+            None => Ok(()),
+            Some(route) if route.server != *server => Err(Refusal::WrongServer(ServerDetail::Uri)),
+            Some(route) if route.ports.get(&address.port()) != Some(mode) => Err(Refusal::PortNotAllowed),
+            Some(_) => Ok(()),
+        },
+        Basis::Egress { address, resolver } => {
+            if *resolver || brief.may_leave(address.ip(), address.port()) {
+                Ok(())
+            } else {
+                Err(Refusal::DestinationNotDeclared)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Open {
+    basis: Basis,
+    /// Taken when the connection is ended.
+    kill: Option<oneshot::Sender<Refusal>>,
+}
+
+/// The open connections.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    open: Mutex<HashMap<u64, Open>>,
+    next: AtomicU64,
+}
+
+/// A connection's place in the registry, left when dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    registry: Arc<Registry>,
+    id: u64,
+    /// Says why the connection must end.
+    pub(super) killed: oneshot::Receiver<Refusal>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.registry.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+impl Registry {
+    /// Takes a connection in. Whoever calls compares the generation afterwards.
+    pub(super) fn enter(self: &Arc<Self>, basis: Basis) -> Place {
+        let (kill, killed) = oneshot::channel();
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let open = Open { basis, kill: Some(kill) };
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(id, open);
+        Place { registry: self.clone(), id, killed }
+    }
+
+    /// Ends exactly the connections that `brief` and `routes` no longer admit; answers how many.
+    pub(super) fn rejudge(&self, brief: &Brief, routes: &Table) -> usize {
+        self.end(|basis| still_admitted(basis, brief, routes).err())
+    }
+
+    /// Ends every connection.
+    pub(super) fn end_all(&self, reason: Refusal) -> usize {
+        self.end(|_| Some(reason))
+    }
+
+    fn end(&self, reason: impl Fn(&Basis) -> Option<Refusal>) -> usize {
+        let mut ended = 0;
+        for open in self.open.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
+            let Some(reason) = reason(&open.basis) else { continue };
+            // The receiver is gone where the connection just ended by itself.
+            if open.kill.take().is_some_and(|kill| kill.send(reason).is_ok()) {
+                ended += 1;
+            }
+        }
+        ended
+    }
+
+    /// How many are open, inbound and outbound.
+    pub(super) fn count(&self) -> [usize; 2] {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let inbound = open.values().filter(|open| open.basis.direction() == Direction::Inbound).count();
+        [inbound, open.len() - inbound]
+    }
+}

@@ -1,0 +1,388 @@
+//! The one constructor of every TLS configuration, and the verifiers that put `pki::verify` into handshakes.
+//!
+//! TLS 1.3 only; no tickets, no session store, no early data: a resumed session would skip the client's certificate
+//! (`proxy.md` §5, 1). The reason of a refusal leaves the verifier through a task-local cell, since rustls carries
+//! only its own errors, and its errors choose the alert.
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    io,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use rustls::{
+    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, InvalidMessage,
+    RootCertStore, ServerConfig, SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
+    server::{
+        ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::{CertifiedKey, SingleCertAndKey},
+    version::TLS13,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::timeout,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use super::{credentials::Leaf, generation::Judge};
+use crate::{
+    brief::ALPN,
+    identity::SpiffeId,
+    pki::verify::{self, Verdict},
+    refusal::{ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
+    telemetry,
+};
+
+/// Deadline of a handshake, verdict included.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// Why a configuration cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TlsError {
+    /// rustls refuses it.
+    #[error("unusable TLS configuration")]
+    Configuration(#[from] Error),
+    /// The control plane's authority is no PEM certificate.
+    #[error("the control plane's authority is not a PEM certificate")]
+    ControlAuthority,
+}
+
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
+    use aws_lc_rs::{cipher_suite, kx_group};
+    let mut provider = telemetry::crypto();
+    // The order is a decision of ours, not of the library's features.
+    provider.kx_groups = vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1];
+    provider.cipher_suites = vec![
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    Arc::new(provider)
+});
+
+tokio::task_local! {
+    static JUDGED: RefCell<Option<Result<Verdict, Refusal>>>;
+}
+
+/// The provider's way to load a private key.
+pub(super) fn signing_key(der: rustls_pki_types::PrivateKeyDer<'static>) -> Result<Arc<dyn rustls::sign::SigningKey>, Error> {
+    PROVIDER.key_provider.load_private_key(der)
+}
+
+/// Configuration of a `MutualTls` port: callers that `judge` admits to `port`, and nobody else.
+pub(super) fn mutual(leaf: &Arc<Leaf>, judge: &Arc<Judge>, port: u16) -> Result<Arc<ServerConfig>, TlsError> {
+    let caller = Caller { judge: judge.clone(), port };
+    let mut config = server_config(Arc::new(caller), Arc::new(OwnNames(leaf.clone())))?;
+    // A client without ALPN passes, one that insists on another protocol does not: rustls' rule is ours.
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Configuration of a `ServerTls` port: our certificate, any client.
+pub(super) fn server_only(leaf: &Leaf) -> Result<Arc<ServerConfig>, TlsError> {
+    let resolver = SingleCertAndKey::from(leaf.certified.clone());
+    Ok(Arc::new(server_config(WebPkiClientVerifier::no_client_auth(), Arc::new(resolver))?))
+}
+
+/// Configuration to dial `expected`, and nobody else.
+pub(super) fn dial(leaf: &Leaf, judge: &Arc<Judge>, expected: SpiffeId) -> Result<Arc<ClientConfig>, TlsError> {
+    let callee = Callee { judge: judge.clone(), expected };
+    let mut config = client_config(Arc::new(callee), Some(leaf.certified.clone()))?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Arc::new(config))
+}
+
+/// Configuration to reach the control plane: its own authority and the host name, our leaf where there is one.
+pub(super) fn control(authority_pem: &str, leaf: Option<&Leaf>) -> Result<Arc<ClientConfig>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(authority_pem.as_bytes()) {
+        roots.add(certificate.map_err(|_| TlsError::ControlAuthority)?)?;
+    }
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone())
+        .build()
+        .map_err(|_| TlsError::ControlAuthority)?;
+    Ok(Arc::new(client_config(verifier, leaf.map(|leaf| leaf.certified.clone()))?))
+}
+
+/// Configuration of an HTTPS probe: like the kubelet, it checks no certificate. It reaches the pod's own address only.
+pub(super) fn probe() -> Result<Arc<ClientConfig>, TlsError> {
+    Ok(Arc::new(client_config(Arc::new(Anyone), None)?))
+}
+
+fn server_config(
+    callers: Arc<dyn ClientCertVerifier>,
+    certificate: Arc<dyn ResolvesServerCert>,
+) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .with_client_cert_verifier(callers)
+        .with_cert_resolver(certificate);
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+fn client_config(
+    callee: Arc<dyn ServerCertVerifier>,
+    certificate: Option<Arc<CertifiedKey>>,
+) -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(PROVIDER.clone())
+        .with_protocol_versions(&[&TLS13])?
+        .dangerous()
+        .with_custom_certificate_verifier(callee);
+    let mut config = match certificate {
+        Some(certified) => builder.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(certified))),
+        None => builder.with_no_client_auth(),
+    };
+    config.resumption = Resumption::disabled();
+    config.enable_early_data = false;
+    Ok(config)
+}
+
+/// A finished handshake: the stream, and what its verifier found where one was asked.
+#[derive(Debug)]
+pub(super) struct Secured<S> {
+    /// The TLS stream.
+    pub(super) stream: S,
+    /// The peer's verdict; none on `ServerTls` ports.
+    pub(super) verdict: Option<Verdict>,
+}
+
+/// Accepts a TLS connection.
+pub(super) async fn accept<S>(stream: S, config: Arc<ServerConfig>) -> Result<Secured<server::TlsStream<S>>, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    judged(TlsAcceptor::from(config).accept(stream)).await
+}
+
+/// Opens a TLS connection to the server named `name`.
+pub(super) async fn connect<S>(
+    stream: S,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+) -> Result<Secured<client::TlsStream<S>>, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    judged(TlsConnector::from(config).connect(name, stream)).await
+}
+
+async fn judged<T>(handshake: impl Future<Output = io::Result<T>>) -> Result<Secured<T>, Refusal> {
+    let observed = JUDGED.scope(RefCell::new(None), async {
+        let outcome = handshake.await;
+        (outcome, JUDGED.with(RefCell::take))
+    });
+    match timeout(HANDSHAKE, observed).await {
+        Err(_) => Err(Refusal::Timeout(TimeoutDetail::Handshake)),
+        Ok((Err(_), Some(Err(refusal)))) => Err(refusal),
+        Ok((Err(error), _)) => Err(reason(&error)),
+        Ok((Ok(stream), verdict)) => Ok(Secured { stream, verdict: verdict.transpose()? }),
+    }
+}
+
+/// The reason behind a failed handshake or a broken stream, as far as it is TLS's.
+pub(super) fn reason(error: &io::Error) -> Refusal {
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+        Some(Error::NoCertificatesPresented) => Refusal::NoCertificate,
+        Some(Error::NoApplicationProtocol | Error::AlertReceived(AlertDescription::NoApplicationProtocol)) => {
+            Refusal::BadAlpn
+        }
+        Some(Error::PeerIncompatible(_) | Error::AlertReceived(AlertDescription::ProtocolVersion)) => {
+            Refusal::HandshakeFailed(HandshakeDetail::Version)
+        }
+        Some(Error::AlertReceived(_)) => Refusal::PeerRefused,
+        Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Refusal::NotTls,
+        Some(Error::InvalidCertificate(_)) => Refusal::BadChain(ChainDetail::Signature),
+        Some(_) => Refusal::HandshakeFailed(HandshakeDetail::Malformed),
+        // The transport ended. What that means depends on the role, which the caller knows.
+        None => Refusal::Truncated,
+    }
+}
+
+fn record(outcome: Result<Verdict, Refusal>) -> Result<(), Error> {
+    let answer = outcome.as_ref().map(|_| ()).map_err(|refusal| Error::InvalidCertificate(alert(*refusal)));
+    // Outside a handshake of ours nobody reads the cell; the answer stands all the same.
+    let _ = JUDGED.try_with(|cell| cell.replace(Some(outcome)));
+    answer
+}
+
+/// The certificate error whose alert says most to the peer (`security.md` §4).
+fn alert(refusal: Refusal) -> CertificateError {
+    match refusal {
+        Refusal::Expired => CertificateError::Expired,
+        Refusal::NotYetValid => CertificateError::NotValidYet,
+        Refusal::UntrustedRoot(_) => CertificateError::UnknownIssuer,
+        Refusal::BadChain(_) | Refusal::BadName(_) => CertificateError::BadEncoding,
+        Refusal::WrongUsage => CertificateError::InvalidPurpose,
+        Refusal::WrongServer(_) => CertificateError::NotValidForName,
+        _ => CertificateError::ApplicationVerificationFailure,
+    }
+}
+
+fn chain<'a>(leaf: &'a CertificateDer<'_>, rest: &'a [CertificateDer<'_>]) -> Vec<CertificateDer<'a>> {
+    std::iter::once(leaf).chain(rest).map(|one| CertificateDer::from(one.as_ref())).collect()
+}
+
+fn instant(now: UnixTime) -> Timestamp {
+    // A time that does not fit is far in the future: everything has expired then.
+    i64::try_from(now.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX)
+}
+
+/// Whoever dials one of our `MutualTls` ports.
+#[derive(Debug)]
+struct Caller {
+    judge: Arc<Judge>,
+    port: u16,
+}
+
+impl ClientCertVerifier for Caller {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        record(self.judge.caller(&chain(leaf, intermediates), self.port, instant(now)))?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        verify::algorithms().supported_schemes()
+    }
+}
+
+/// The one server that we mean to reach.
+#[derive(Debug)]
+struct Callee {
+    judge: Arc<Judge>,
+    expected: SpiffeId,
+}
+
+impl ServerCertVerifier for Callee {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        record(self.judge.callee(&chain(leaf, intermediates), &self.expected, instant(now)))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        verify::algorithms().supported_schemes()
+    }
+}
+
+/// Any server: for HTTPS probes only.
+#[derive(Debug)]
+struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        verify::algorithms().supported_schemes()
+    }
+}
+
+fn no_tls12<T>() -> Result<T, Error> {
+    Err(Error::General("TLS 1.2 is not offered".to_owned()))
+}
+
+/// Our certificate, for callers that name nobody or name us.
+#[derive(Debug)]
+struct OwnNames(Arc<Leaf>);
+
+impl ResolvesServerCert for OwnNames {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let ours = |name: &str| self.0.identity.dns_names.iter().any(|own| own.as_str() == name);
+        if hello.server_name().is_none_or(ours) {
+            return Some(self.0.certified.clone());
+        }
+        let _ = record(Err(Refusal::HandshakeFailed(HandshakeDetail::ServerName)));
+        None
+    }
+}

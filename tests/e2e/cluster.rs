@@ -1,0 +1,271 @@
+//! kubectl against the node of `./up node`, a namespace for each test, and bounded waits.
+
+use std::{
+    fmt::Write as _,
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    sync::{
+        RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+/// Tests that need the control plane share it; those that take it away have it alone.
+static CONTROL_PLANE: RwLock<()> = RwLock::new(());
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Where `./up` keeps the node.
+pub fn node() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".node")
+}
+
+/// What a command said.
+#[derive(Debug)]
+pub struct Said {
+    /// Whether it exited with 0.
+    pub ok: bool,
+    /// Its standard output.
+    pub out: String,
+    /// Its standard error.
+    pub err: String,
+}
+
+impl From<Output> for Said {
+    fn from(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Self { ok: output.status.success(), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+/// A program of the node's, with its access.
+pub fn program(name: &str) -> Command {
+    let mut command = Command::new(node().join("bin").join(name));
+    command.arg("--kubeconfig").arg(node().join("kubeconfig"));
+    command
+}
+
+/// Runs kubectl; whatever it says is answered.
+pub fn kubectl(arguments: &[&str]) -> Said {
+    program("kubectl").args(arguments).output().expect("kubectl is there: run ./up node").into()
+}
+
+/// Runs kubectl, which must succeed; answers its output.
+pub fn must(arguments: &[&str]) -> String {
+    let said = kubectl(arguments);
+    assert!(said.ok, "kubectl {arguments:?}: {}", said.err);
+    said.out
+}
+
+/// Applies YAML; whatever the API server says is answered.
+pub fn try_apply(yaml: &str) -> Said {
+    let mut child = program("kubectl")
+        .args(["apply", "-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("kubectl is there: run ./up node");
+    child.stdin.take().unwrap().write_all(yaml.as_bytes()).unwrap();
+    child.wait_with_output().unwrap().into()
+}
+
+/// Applies YAML, which must be accepted.
+pub fn apply(yaml: &str) {
+    let said = try_apply(yaml);
+    assert!(said.ok, "kubectl apply: {}\n{yaml}", said.err);
+}
+
+/// Asks again until `answer` has one, and says what was missing when the time is over.
+pub fn until<T>(seconds: u64, what: &str, mut answer: impl FnMut() -> Result<T, String>) -> T {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        match answer() {
+            Ok(found) => return found,
+            Err(last) if Instant::now() >= end => panic!("not within {seconds} s: {what}; last: {last}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(100)),
+        }
+    }
+}
+
+/// A namespace of its own in trust domain `contoso`, removed at the end.
+pub struct Place {
+    /// Its name.
+    pub name: String,
+    domain: Option<String>,
+    _shared: Option<RwLockReadGuard<'static, ()>>,
+    _alone: Option<RwLockWriteGuard<'static, ()>>,
+}
+
+impl Place {
+    /// For a test that leaves the control plane in peace.
+    pub fn new(test: &str) -> Self {
+        let shared = CONTROL_PLANE.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Self::named(test, "contoso", Some(shared), None)
+    }
+
+    /// For a test that stops or replaces the control plane.
+    pub fn alone(test: &str) -> Self {
+        let alone = CONTROL_PLANE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Self::named(test, "contoso", None, Some(alone))
+    }
+
+    /// With a trust domain of its own, of which `leaf` is the YAML of `spec.leaf`.
+    pub fn with_domain(test: &str, leaf: &str) -> Self {
+        let shared = CONTROL_PLANE.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut place = Self::named(test, test, Some(shared), None);
+        apply(&format!(
+            "apiVersion: entente.dev/v1alpha1
+kind: TrustDomain
+metadata: {{name: {test}}}
+spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: {leaf}}}"
+        ));
+        place.domain = Some(test.to_owned());
+        place
+    }
+
+    fn named(
+        test: &str,
+        domain: &str,
+        shared: Option<RwLockReadGuard<'static, ()>>,
+        alone: Option<RwLockWriteGuard<'static, ()>>,
+    ) -> Self {
+        let name = format!("t-{test}-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        namespace(&name, Some(domain));
+        Self { name, domain: None, _shared: shared, _alone: alone }
+    }
+
+    /// kubectl inside this namespace.
+    pub fn kubectl(&self, arguments: &[&str]) -> Said {
+        kubectl(&[&["-n", &self.name], arguments].concat())
+    }
+
+    /// kubectl inside this namespace, which must succeed.
+    pub fn must(&self, arguments: &[&str]) -> String {
+        must(&[&["-n", &self.name], arguments].concat())
+    }
+
+    /// Applies objects of this namespace.
+    pub fn apply(&self, yaml: &str) {
+        let said = self.try_apply(yaml);
+        assert!(said.ok, "kubectl apply: {}\n{yaml}", said.err);
+    }
+
+    /// Applies objects of this namespace; whatever the API server says is answered.
+    pub fn try_apply(&self, yaml: &str) -> Said {
+        let mut text = String::new();
+        for document in yaml.split("\n---\n") {
+            let placed = document.replacen("metadata: {", &format!("metadata: {{namespace: {}, ", self.name), 1);
+            let _ = writeln!(text, "{placed}\n---");
+        }
+        try_apply(&text)
+    }
+
+    /// Runs a shell line in the container `app` of a pod or `deploy/NAME`.
+    pub fn run(&self, target: &str, line: &str) -> Said {
+        self.kubectl(&["exec", target, "-c", "app", "--", "sh", "-c", line])
+    }
+
+    /// Waits until these servers are Ready.
+    pub fn ready(&self, servers: &[&str]) {
+        for server in servers {
+            let wait = format!("--for=condition=Ready=True trustedserver/{server} --timeout=90s");
+            let said = self.kubectl(&[&["wait"], &wait.split(' ').collect::<Vec<_>>()[..]].concat());
+            assert!(said.ok, "{server} is not Ready: {}\n{}", said.err, self.picture());
+        }
+    }
+
+    /// `status/reason/message` of a condition of a server.
+    pub fn condition(&self, server: &str, kind: &str) -> String {
+        let path = |field: &str| format!("{{.status.conditions[?(@.type==\"{kind}\")].{field}}}");
+        let template = format!("jsonpath={}/{}/{}", path("status"), path("reason"), path("message"));
+        self.kubectl(&["get", "trustedserver", server, "-o", &template]).out
+    }
+
+    /// Waits until a condition begins with `expected`.
+    pub fn condition_is(&self, server: &str, kind: &str, expected: &str) -> String {
+        until(30, &format!("{server} has {kind}={expected}"), || {
+            let found = self.condition(server, kind);
+            if found.starts_with(expected) { Ok(found) } else { Err(found) }
+        })
+    }
+
+    /// Waits for an Event of reason ConnectionRefused with this code on a server.
+    pub fn refusal_event(&self, server: &str, code: &str) {
+        until(20, &format!("an Event of {code} on {server}"), || {
+            let template = "jsonpath={range .items[*]}{.regarding.name} {.action} {.note}{\"\\n\"}{end}";
+            let arguments = ["get", "events.events.k8s.io", "--field-selector", "reason=ConnectionRefused", "-o", template];
+            let found = self.kubectl(&arguments).out;
+            if found.lines().any(|line| line.starts_with(&format!("{server} {code} "))) { Ok(()) } else { Err(found) }
+        });
+    }
+
+    /// Waits for a line of the sidecar's log that holds all of `parts`.
+    pub fn logged(&self, target: &str, parts: &[&str]) {
+        until(15, &format!("{parts:?} in the log of {target}"), || {
+            let log = self.kubectl(&["logs", target, "-c", "entente-proxy", "--tail=200"]).out;
+            let found = log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+            if found { Ok(()) } else { Err(log.lines().rev().take(8).collect::<Vec<_>>().join("\n")) }
+        });
+    }
+
+    /// A sidecar's counter of refusals.
+    pub fn refusals(&self, target: &str, direction: &str, code: &str) -> u64 {
+        let metrics = self.kubectl(&["get", "--raw", &self.health(target)]).out;
+        let wanted = [format!("direction=\"{direction}\""), format!("reason=\"{code}\"")];
+        let mut lines = metrics.lines().filter(|line| {
+            line.starts_with("entente_refusals_total") && wanted.iter().all(|part| line.contains(part.as_str()))
+        });
+        lines.next().and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap_or(0)
+    }
+
+    /// The path of a pod's metrics through the API server.
+    fn health(&self, pod: &str) -> String {
+        format!("/api/v1/namespaces/{}/pods/{pod}:15020/proxy/metrics", self.name)
+    }
+
+    /// The name of the first pod with label `app=NAME`.
+    pub fn pod(&self, app: &str) -> String {
+        let selector = format!("app={app}");
+        self.must(&["get", "pods", "-l", &selector, "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.name}"])
+    }
+
+    /// What a person would look at first.
+    pub fn picture(&self) -> String {
+        let pods = self.kubectl(&["get", "pods,trustedservers", "-o", "wide"]).out;
+        let events = self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]).out;
+        let tail: Vec<&str> = events.lines().rev().take(15).collect();
+        let mut logs = String::new();
+        for pod in self.kubectl(&["get", "pods", "-o", "name"]).out.lines() {
+            let log = self.kubectl(&["logs", pod, "-c", "entente-proxy", "--tail=6"]);
+            let _ = writeln!(logs, "{pod}: {}{}", log.out, log.err);
+        }
+        format!("{pods}\n{}\n{logs}", tail.join("\n"))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {}\n{}", self.name, self.picture());
+        }
+        if let Some(domain) = &self.domain {
+            let _ = kubectl(&["delete", "trustdomain", domain, "--wait=false"]);
+        }
+        let _ = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
+    }
+}
+
+/// A namespace, in a trust domain or in none.
+pub fn namespace(name: &str, domain: Option<&str>) {
+    let label = domain.map(|domain| format!("labels: {{entente.dev/trust-domain: {domain}}}")).unwrap_or_default();
+    apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, {label}}}"));
+}
+
+/// How much of a long test to do: all of it under `./test long`, else a small part.
+pub fn amount(long: u64, short: u64) -> u64 {
+    #[allow(clippy::disallowed_methods, reason = "how much to test is said from outside")]
+    let is_long = std::env::var("ENTENTE_LONG").is_ok();
+    if is_long { long } else { short }
+}

@@ -1,0 +1,417 @@
+//! The leader's loop against a cluster that is a map: writes are lost, refused and repeated, reads are old, the leader
+//! dies before and after any step; when the faults end, the world is as declared and stays so.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Mutex,
+};
+
+use entente::{
+    api::{TrustDomain, TrustedServer},
+    controller::{
+        apply::{ApplyError, Cluster},
+        round,
+    },
+    identity::DnsName,
+    pki::authority::{self, Authority, Material, Serial},
+    plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, ProxySeen, Step, World, anchors, briefs, published},
+    topology::{Key, ServerKey, Topology, facts::PodFacts},
+};
+use futures::executor::block_on;
+use jiff::Timestamp;
+use rcgen::KeyPair;
+
+/// SplitMix64: a seed is a history.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    fn one_in(&mut self, bound: u64) -> bool {
+        self.below(bound) == 0
+    }
+}
+
+/// What the API server would hold.
+#[derive(Clone, Default)]
+struct Held {
+    world: World,
+    materials: BTreeMap<String, Material>,
+    version: u64,
+}
+
+struct Map {
+    held: Mutex<Held>,
+    /// Earlier states, for reads from a cache that lags.
+    past: Mutex<Vec<World>>,
+    dice: Mutex<Dice>,
+    faults: Mutex<bool>,
+    now: Mutex<Timestamp>,
+    /// Roots that ever were, by domain: an authority is never replaced.
+    roots: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    written: Mutex<u64>,
+}
+
+impl Map {
+    fn new(seed: u64) -> Self {
+        Self {
+            held: Mutex::default(),
+            past: Mutex::default(),
+            dice: Mutex::new(Dice(seed)),
+            faults: Mutex::new(true),
+            now: Mutex::new(Timestamp::from_second(1_800_000_000).unwrap()),
+            roots: Mutex::default(),
+            written: Mutex::default(),
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        *self.now.lock().unwrap()
+    }
+
+    fn advance(&self, seconds: i64) {
+        let mut now = self.now.lock().unwrap();
+        *now = Timestamp::from_second(now.as_second() + seconds).unwrap();
+    }
+
+    fn fault(&self, one_in: u64) -> bool {
+        *self.faults.lock().unwrap() && self.dice.lock().unwrap().one_in(one_in)
+    }
+
+    /// Somebody edits the world.
+    fn edit(&self, act: impl FnOnce(&mut Held)) {
+        let mut held = self.held.lock().unwrap();
+        act(&mut held);
+        self.past.lock().unwrap().push(self.seen(&held));
+    }
+
+    fn seen(&self, held: &Held) -> World {
+        let load = |material: &Material| match Authority::load(material, self.now()) {
+            Ok(authority) => AuthoritySeen::Sound(AuthorityFacts::of(&authority)),
+            Err(error) => AuthoritySeen::Broken(error.to_string()),
+        };
+        let authorities = held.materials.iter().map(|(domain, material)| (domain.clone(), load(material)));
+        World { authorities: authorities.collect(), ..held.world.clone() }
+    }
+
+    fn take(&self, held: &mut Held, step: &Step) -> Result<(), ApplyError> {
+        held.version += 1;
+        let version = held.version.to_string();
+        *self.written.lock().unwrap() += 1;
+        match step {
+            Step::CreateDomain(domain) => {
+                if held.world.declared.domains.iter().any(|one| one.metadata.name == domain.metadata.name) {
+                    return Err(ApplyError::Conflict);
+                }
+                let mut domain = (**domain).clone();
+                domain.metadata.uid = Some(format!("uid-{version}"));
+                domain.metadata.generation = Some(1);
+                domain.metadata.resource_version = Some(version);
+                held.world.declared.domains.push(domain);
+            }
+            Step::CreateAuthority { domain, terms } => {
+                if held.materials.contains_key(domain) {
+                    return Err(ApplyError::Conflict);
+                }
+                let keys = [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()];
+                let made = authority::create(terms, keys, [serial(held.version, 1), serial(held.version, 2)], self.now())?;
+                let root = made.root_certificate.clone();
+                self.roots.lock().unwrap().entry(domain.clone()).or_default().insert(root);
+                held.materials.insert(domain.clone(), made);
+            }
+            Step::RenewIssuer { domain, terms, replaces } => {
+                let Some(old) = held.materials.get(domain) else { return Err(ApplyError::Conflict) };
+                if Authority::load(old, self.now())?.key_id() != replaces {
+                    return Err(ApplyError::Conflict);
+                }
+                let key = KeyPair::generate().unwrap();
+                let next = authority::renew_issuer(old, terms, &key, serial(held.version, 3), self.now())?;
+                held.materials.insert(domain.clone(), next);
+            }
+            Step::WriteBundle { namespace, domain: _, data } => {
+                held.world.bundles.insert(namespace.clone(), data.clone());
+            }
+            Step::DeleteBundle { namespace } => {
+                held.world.bundles.remove(namespace).ok_or(ApplyError::Conflict)?;
+            }
+            Step::DeleteLedger { name } => {
+                held.world.ledgers.remove(name).ok_or(ApplyError::Conflict)?;
+            }
+            Step::DomainStatus { name, version: planned, status } => {
+                let found = held.world.declared.domains.iter_mut().find(|one| one.metadata.name.as_ref() == Some(name));
+                let domain = found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
+                let before = domain.status.as_ref().map_or(0, |status| status.topology_revision);
+                assert!(status.topology_revision >= before, "a revision never goes back");
+                domain.status = Some((**status).clone());
+                domain.metadata.resource_version = Some(version);
+            }
+            Step::ServerStatus { key, version: planned, status } => {
+                let found = held.world.declared.servers.iter_mut().find(|one| key_of(one) == *key);
+                let server = found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
+                server.status = Some((**status).clone());
+                server.metadata.resource_version = Some(version);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn serial(version: u64, number: u8) -> Serial {
+    let mut bytes = [number; 16];
+    bytes[8..].copy_from_slice(&version.to_be_bytes());
+    Serial::from_random(bytes)
+}
+
+impl Cluster for Map {
+    async fn observe(&self) -> Result<World, ApplyError> {
+        if self.fault(20) {
+            return Err(ApplyError::Deadline);
+        }
+        let lag = if self.fault(3) { self.dice.lock().unwrap().below(6) } else { 0 };
+        let held = self.held.lock().unwrap();
+        let past = self.past.lock().unwrap();
+        let index = past.len().checked_sub(1 + usize::try_from(lag).unwrap());
+        Ok(if lag > 0 { index.map_or_else(World::default, |index| past[index].clone()) } else { self.seen(&held) })
+    }
+
+    async fn apply(&self, step: &Step) -> Result<(), ApplyError> {
+        // Killed, or refused, before the write.
+        if self.fault(6) {
+            return Err(ApplyError::Deadline);
+        }
+        let mut held = self.held.lock().unwrap();
+        let answer = self.take(&mut held, step);
+        let seen = self.seen(&held);
+        self.past.lock().unwrap().push(seen);
+        // Killed after it, or the answer was lost.
+        if self.fault(6) { Err(ApplyError::Deadline) } else { answer }
+    }
+}
+
+fn domain() -> TrustDomain {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "entente.dev/v1alpha1", "kind": "TrustDomain", "metadata": {"name": "contoso"},
+        "spec": {"spiffeTrustDomain": "contoso.example", "dnsSuffixes": ["contoso.example"],
+                 "authority": {"managed": {"issuerLifetimeDays": 2, "rootLifetimeDays": 400}}},
+    }))
+    .unwrap()
+}
+
+fn server(namespace: &str, name: &str, created: Timestamp, version: u64) -> TrustedServer {
+    serde_json::from_value(serde_json::json!({
+        "apiVersion": "entente.dev/v1alpha1", "kind": "TrustedServer",
+        "metadata": {"name": name, "namespace": namespace, "uid": format!("u{version}"), "generation": 1,
+                     "resourceVersion": version.to_string(), "creationTimestamp": created.to_string()},
+        "spec": {"selector": {"matchLabels": {"app": name}}, "serviceAccountName": name,
+                 "ports": [{"name": "a", "port": 80}]},
+    }))
+    .unwrap()
+}
+
+fn key_of(server: &TrustedServer) -> ServerKey {
+    let meta = &server.metadata;
+    ServerKey { namespace: meta.namespace.clone().unwrap(), name: meta.name.clone().unwrap() }
+}
+
+fn pod(namespace: &str, app: &str, number: u64) -> PodFacts {
+    PodFacts {
+        namespace: namespace.into(),
+        name: format!("{app}-{number}"),
+        uid: format!("pod-{number}"),
+        labels: BTreeMap::from([("app".into(), app.into())]),
+        service_account: app.into(),
+        injected: true,
+        ..PodFacts::default()
+    }
+}
+
+/// One random edit by users and by Kubernetes itself.
+fn life(map: &Map) {
+    let (kind, place, number) = {
+        let mut dice = map.dice.lock().unwrap();
+        (dice.below(9), dice.below(3), dice.below(6))
+    };
+    let (namespace, name, now) = (format!("ns{place}"), format!("s{number}"), map.now());
+    map.edit(|held| {
+        held.version += 1;
+        let version = held.version;
+        let declared = &mut held.world.declared;
+        match kind {
+            0 => drop(declared.namespaces.insert(namespace, Some("contoso".into()))),
+            1 => drop(declared.namespaces.insert(namespace, None)),
+            2 | 3 => {
+                let new = server(&namespace, &name, now, version);
+                if !declared.servers.iter().any(|one| key_of(one) == key_of(&new)) {
+                    held.world.ledgers.insert(
+                        format!("ledger-{namespace}-{name}"),
+                        LedgerSeen { server: key_of(&new), last: Timestamp::from_second(now.as_second() + 90).unwrap() },
+                    );
+                    declared.servers.push(new);
+                }
+            }
+            4 => declared.servers.retain(|one| one.metadata.namespace.as_deref() != Some(&namespace)),
+            5 | 6 => declared.pods.push(pod(&namespace, &name, version)),
+            7 => declared.pods.truncate(number as usize),
+            _ => {
+                if let Some(one) = declared.servers.first_mut() {
+                    one.metadata.generation = one.metadata.generation.map(|generation| generation + 1);
+                    one.metadata.resource_version = Some(version.to_string());
+                }
+            }
+        }
+    });
+}
+
+/// The sidecars of all pods take over what they would be told now.
+fn sidecars_follow(map: &Map) {
+    map.edit(|held| {
+        let (topology, _) = Topology::resolve(&held.world.declared);
+        let world = World { authorities: map.seen(held).authorities, ..held.world.clone() };
+        let now = map.now();
+        held.world.proxies = topology
+            .pods()
+            .filter_map(|(key, pod)| {
+                let server = topology.server(key)?;
+                let revision = published(&topology, &world, &server.domain)?;
+                let roots = anchors(&world, &server.domain);
+                let brief = briefs::brief_of(&topology, server, pod, &roots, revision);
+                let end = Timestamp::from_second(now.as_second() + 86_400).ok()?;
+                let seen = ProxySeen {
+                    cursor: Some(brief.cursor),
+                    connected: true,
+                    leaf_not_before: Some(now),
+                    leaf_not_after: Some(end),
+                };
+                Some((pod.uid.clone(), seen))
+            })
+            .collect();
+    });
+}
+
+/// Rounds until a plan is empty; the number of rounds is bounded.
+fn settle(map: &Map, seed: u64) {
+    let mut behind = BTreeMap::new();
+    for _ in 0..60 {
+        sidecars_follow(map);
+        let steps = block_on(round(map, &mut behind, map.now())).unwrap_or(1);
+        if steps == 0 {
+            return;
+        }
+    }
+    panic!("seed {seed}: the plan is never empty");
+}
+
+fn run(seed: u64) {
+    let map = Map::new(seed);
+    map.edit(|held| held.world.first_domain = Some(domain()));
+    let mut behind = BTreeMap::new();
+    for _ in 0..40 {
+        life(&map);
+        let seconds = map.dice.lock().unwrap().below(40);
+        map.advance(i64::try_from(seconds).unwrap());
+        // A fault ends the round as a kill would: what was planned is forgotten.
+        let _ = block_on(round(&map, &mut behind, map.now()));
+        if map.fault(5) {
+            behind.clear();
+        }
+    }
+    *map.faults.lock().unwrap() = false;
+    map.advance(100);
+    settle(&map, seed);
+    judge(&map, seed);
+    let before = *map.written.lock().unwrap();
+    settle(&map, seed);
+    assert_eq!(*map.written.lock().unwrap(), before, "seed {seed}: stable means that nothing more is written");
+}
+
+/// The world is as declared: nothing lost, nothing double, nothing orphaned.
+fn judge(map: &Map, seed: u64) {
+    let held = map.held.lock().unwrap();
+    let world = map.seen(&held);
+    assert_eq!(world.declared.domains.len(), 1, "seed {seed}: one domain");
+    assert!(map.roots.lock().unwrap().values().all(|roots| roots.len() == 1), "seed {seed}: one root, for ever");
+    let joined: BTreeSet<&String> =
+        world.declared.namespaces.iter().filter(|(_, label)| label.is_some()).map(|(name, _)| name).collect();
+    assert_eq!(world.bundles.keys().collect::<BTreeSet<_>>(), joined, "seed {seed}: bundles where they belong");
+    let servers: BTreeSet<ServerKey> = world.declared.servers.iter().map(key_of).collect();
+    assert!(world.ledgers.values().all(|ledger| servers.contains(&ledger.server)), "seed {seed}: no orphaned ledger");
+    let (topology, problems) = Topology::resolve(&world.declared);
+    let status = world.declared.domains[0].status.clone().unwrap();
+    assert_eq!(status.topology_digest, topology.domain("contoso").unwrap().digest, "seed {seed}: published");
+    for object in &world.declared.servers {
+        let key = key_of(object);
+        let status = object.status.clone().unwrap_or_default();
+        let is = |kind: &str| status.conditions.iter().find(|one| one.type_ == kind).map(|one| one.status.clone());
+        let sound = !problems.iter().any(|(owner, _)| *owner == Key::Server(key.clone()));
+        assert_eq!(is("Accepted").as_deref(), Some(if sound { "True" } else { "False" }), "seed {seed}: {key}");
+        let pods = topology.pods_of(&key).count();
+        let ready = sound && pods > 0;
+        assert_eq!(is("Ready").as_deref() == Some("True"), ready, "seed {seed}: {key} with {pods} pods");
+    }
+}
+
+/// Ten thousand histories before a release, a sample of them at every change.
+fn histories() -> u64 {
+    if option_env_is_set("ENTENTE_LONG") { 10_000 } else { 300 }
+}
+
+#[allow(clippy::disallowed_methods, reason = "how much to test is said from outside")]
+fn option_env_is_set(name: &str) -> bool {
+    std::env::var(name).is_ok()
+}
+
+#[test]
+fn whatever_is_lost_stale_or_killed_the_world_becomes_as_declared_and_stays_so() {
+    for seed in 0..histories() {
+        run(seed);
+    }
+}
+
+#[test]
+fn an_issuer_is_renewed_at_half_its_life_and_when_the_domain_gets_another_name() {
+    let map = Map::new(1);
+    *map.faults.lock().unwrap() = false;
+    map.edit(|held| held.world.first_domain = Some(domain()));
+    settle(&map, 1);
+    let key = |map: &Map| Authority::load(&map.held.lock().unwrap().materials["contoso"], map.now()).unwrap().key_id().to_owned();
+    let first = key(&map);
+    map.advance(86_400 + 600);
+    settle(&map, 1);
+    let second = key(&map);
+    assert_ne!(first, second);
+    map.edit(|held| {
+        let domain = &mut held.world.declared.domains[0];
+        domain.spec.dns_suffixes.push("fabrikam.example".into());
+        domain.metadata.generation = Some(2);
+    });
+    settle(&map, 1);
+    let held = map.held.lock().unwrap();
+    let authority = Authority::load(&held.materials["contoso"], map.now()).unwrap();
+    assert!(authority.permitted().contains(&DnsName::parse("fabrikam.example").unwrap()));
+    assert_ne!(authority.key_id(), second);
+}
+
+#[test]
+fn a_lost_authority_is_named_and_never_made_again() {
+    let map = Map::new(2);
+    *map.faults.lock().unwrap() = false;
+    map.edit(|held| held.world.first_domain = Some(domain()));
+    settle(&map, 2);
+    map.edit(|held| held.materials.clear());
+    settle(&map, 2);
+    let held = map.held.lock().unwrap();
+    assert!(held.materials.is_empty());
+    let conditions = held.world.declared.domains[0].status.clone().unwrap().conditions;
+    let ready = conditions.iter().find(|one| one.type_ == "Ready").unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "AuthorityLost"));
+}
