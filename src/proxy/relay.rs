@@ -14,17 +14,22 @@ use std::{
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
     sync::oneshot,
     time::{Instant, Sleep, sleep},
 };
 
-use super::tls;
+use super::{
+    registry::Place,
+    sockets::{self, Underlying},
+    tls,
+};
 use crate::refusal::Refusal;
 
 /// Bytes moved at a time.
 const SCRATCH: usize = 64 * 1024;
 /// How long one direction may stay silent after the other was closed.
-pub(super) const HALF_CLOSED: Duration = Duration::from_secs(3600);
+const HALF_CLOSED: Duration = Duration::from_secs(3600);
 /// How long an orderly end may take when we end it ourselves.
 const GOODBYE: Duration = Duration::from_millis(250);
 
@@ -84,6 +89,30 @@ where
         return (moved, end);
     }
     (moved, if goodbye(application, network, &pair).await { End::Closed } else { end })
+}
+
+/// Relays over two sockets; unless both directions ended in order, both sides see a reset.
+pub(super) async fn carry<N>(
+    mut application: TcpStream,
+    mut network: N,
+    wire: Wire,
+    mut place: Place,
+    moved: &mut Moved,
+) -> Result<(), Refusal>
+where
+    N: AsyncRead + AsyncWrite + Unpin + Underlying,
+{
+    let (count, end) = relay(&mut application, &mut network, wire, HALF_CLOSED, &mut place.killed).await;
+    *moved = count;
+    match end {
+        End::Closed => {
+            sockets::end_cleanly(&application);
+            sockets::end_cleanly(network.socket());
+            Ok(())
+        }
+        End::Reset => Ok(()),
+        End::Refused(refusal) => Err(refusal),
+    }
 }
 
 /// A drained connection that owes nobody a byte ends in order.

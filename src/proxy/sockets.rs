@@ -114,6 +114,30 @@ pub(super) async fn dial(address: SocketAddr, over_network: bool) -> Result<TcpS
     }
 }
 
+/// A stream with a TCP socket at its bottom.
+pub(super) trait Underlying {
+    /// The socket.
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Underlying for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Underlying for tokio_rustls::server::TlsStream<TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
+impl Underlying for tokio_rustls::client::TlsStream<TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
 /// Whether an accept failed because there is no descriptor (or memory) for one more connection.
 pub(super) fn is_exhausted(error: &io::Error) -> bool {
     const EMFILE: i32 = 24;

@@ -45,7 +45,7 @@ use crate::{
 };
 
 /// Deadline of a handshake, verdict included.
-const HANDSHAKE: Duration = Duration::from_secs(5);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(5);
 
 /// Why a configuration cannot be made.
 #[derive(Debug, thiserror::Error)]

@@ -17,19 +17,19 @@ static CONTROL_PLANE: RwLock<()> = RwLock::new(());
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Where `./up` keeps the node.
-pub fn node() -> PathBuf {
+pub(crate) fn node() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".node")
 }
 
 /// What a command said.
 #[derive(Debug)]
-pub struct Said {
+pub(crate) struct Said {
     /// Whether it exited with 0.
-    pub ok: bool,
+    pub(crate) ok: bool,
     /// Its standard output.
-    pub out: String,
+    pub(crate) out: String,
     /// Its standard error.
-    pub err: String,
+    pub(crate) err: String,
 }
 
 impl From<Output> for Said {
@@ -40,26 +40,26 @@ impl From<Output> for Said {
 }
 
 /// A program of the node's, with its access.
-pub fn program(name: &str) -> Command {
+pub(crate) fn program(name: &str) -> Command {
     let mut command = Command::new(node().join("bin").join(name));
     command.arg("--kubeconfig").arg(node().join("kubeconfig"));
     command
 }
 
 /// Runs kubectl; whatever it says is answered.
-pub fn kubectl(arguments: &[&str]) -> Said {
+pub(crate) fn kubectl(arguments: &[&str]) -> Said {
     program("kubectl").args(arguments).output().expect("kubectl is there: run ./up node").into()
 }
 
 /// Runs kubectl, which must succeed; answers its output.
-pub fn must(arguments: &[&str]) -> String {
+pub(crate) fn must(arguments: &[&str]) -> String {
     let said = kubectl(arguments);
     assert!(said.ok, "kubectl {arguments:?}: {}", said.err);
     said.out
 }
 
 /// Applies YAML; whatever the API server says is answered.
-pub fn try_apply(yaml: &str) -> Said {
+pub(crate) fn try_apply(yaml: &str) -> Said {
     let mut child = program("kubectl")
         .args(["apply", "-f", "-"])
         .stdin(Stdio::piped())
@@ -72,13 +72,13 @@ pub fn try_apply(yaml: &str) -> Said {
 }
 
 /// Applies YAML, which must be accepted.
-pub fn apply(yaml: &str) {
+pub(crate) fn apply(yaml: &str) {
     let said = try_apply(yaml);
     assert!(said.ok, "kubectl apply: {}\n{yaml}", said.err);
 }
 
 /// Asks again until `answer` has one, and says what was missing when the time is over.
-pub fn until<T>(seconds: u64, what: &str, mut answer: impl FnMut() -> Result<T, String>) -> T {
+pub(crate) fn until<T>(seconds: u64, what: &str, mut answer: impl FnMut() -> Result<T, String>) -> T {
     let end = Instant::now() + Duration::from_secs(seconds);
     loop {
         match answer() {
@@ -90,9 +90,9 @@ pub fn until<T>(seconds: u64, what: &str, mut answer: impl FnMut() -> Result<T, 
 }
 
 /// A namespace of its own in trust domain `contoso`, removed at the end.
-pub struct Place {
+pub(crate) struct Place {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     domain: Option<String>,
     _shared: Option<RwLockReadGuard<'static, ()>>,
     _alone: Option<RwLockWriteGuard<'static, ()>>,
@@ -100,19 +100,19 @@ pub struct Place {
 
 impl Place {
     /// For a test that leaves the control plane in peace.
-    pub fn new(test: &str) -> Self {
+    pub(crate) fn new(test: &str) -> Self {
         let shared = CONTROL_PLANE.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         Self::named(test, "contoso", Some(shared), None)
     }
 
     /// For a test that stops or replaces the control plane.
-    pub fn alone(test: &str) -> Self {
+    pub(crate) fn alone(test: &str) -> Self {
         let alone = CONTROL_PLANE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         Self::named(test, "contoso", None, Some(alone))
     }
 
     /// With a trust domain of its own, of which `leaf` is the YAML of `spec.leaf`.
-    pub fn with_domain(test: &str, leaf: &str) -> Self {
+    pub(crate) fn with_domain(test: &str, leaf: &str) -> Self {
         let shared = CONTROL_PLANE.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut place = Self::named(test, test, Some(shared), None);
         apply(&format!(
@@ -137,23 +137,23 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     }
 
     /// kubectl inside this namespace.
-    pub fn kubectl(&self, arguments: &[&str]) -> Said {
+    pub(crate) fn kubectl(&self, arguments: &[&str]) -> Said {
         kubectl(&[&["-n", &self.name], arguments].concat())
     }
 
     /// kubectl inside this namespace, which must succeed.
-    pub fn must(&self, arguments: &[&str]) -> String {
+    pub(crate) fn must(&self, arguments: &[&str]) -> String {
         must(&[&["-n", &self.name], arguments].concat())
     }
 
     /// Applies objects of this namespace.
-    pub fn apply(&self, yaml: &str) {
+    pub(crate) fn apply(&self, yaml: &str) {
         let said = self.try_apply(yaml);
         assert!(said.ok, "kubectl apply: {}\n{yaml}", said.err);
     }
 
     /// Applies objects of this namespace; whatever the API server says is answered.
-    pub fn try_apply(&self, yaml: &str) -> Said {
+    pub(crate) fn try_apply(&self, yaml: &str) -> Said {
         let mut text = String::new();
         for document in yaml.split("\n---\n") {
             let placed = document.replacen("metadata: {", &format!("metadata: {{namespace: {}, ", self.name), 1);
@@ -163,12 +163,12 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     }
 
     /// Runs a shell line in the container `app` of a pod or `deploy/NAME`.
-    pub fn run(&self, target: &str, line: &str) -> Said {
+    pub(crate) fn run(&self, target: &str, line: &str) -> Said {
         self.kubectl(&["exec", target, "-c", "app", "--", "sh", "-c", line])
     }
 
     /// Waits until these servers are Ready.
-    pub fn ready(&self, servers: &[&str]) {
+    pub(crate) fn ready(&self, servers: &[&str]) {
         for server in servers {
             let wait = format!("--for=condition=Ready=True trustedserver/{server} --timeout=90s");
             let said = self.kubectl(&[&["wait"], &wait.split(' ').collect::<Vec<_>>()[..]].concat());
@@ -177,14 +177,14 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     }
 
     /// `status/reason/message` of a condition of a server.
-    pub fn condition(&self, server: &str, kind: &str) -> String {
+    pub(crate) fn condition(&self, server: &str, kind: &str) -> String {
         let path = |field: &str| format!("{{.status.conditions[?(@.type==\"{kind}\")].{field}}}");
         let template = format!("jsonpath={}/{}/{}", path("status"), path("reason"), path("message"));
         self.kubectl(&["get", "trustedserver", server, "-o", &template]).out
     }
 
     /// Waits until a condition begins with `expected`.
-    pub fn condition_is(&self, server: &str, kind: &str, expected: &str) -> String {
+    pub(crate) fn condition_is(&self, server: &str, kind: &str, expected: &str) -> String {
         until(30, &format!("{server} has {kind}={expected}"), || {
             let found = self.condition(server, kind);
             if found.starts_with(expected) { Ok(found) } else { Err(found) }
@@ -192,7 +192,7 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     }
 
     /// Waits for an Event of reason ConnectionRefused with this code on a server.
-    pub fn refusal_event(&self, server: &str, code: &str) {
+    pub(crate) fn refusal_event(&self, server: &str, code: &str) {
         until(20, &format!("an Event of {code} on {server}"), || {
             let template = "jsonpath={range .items[*]}{.regarding.name} {.action} {.note}{\"\\n\"}{end}";
             let arguments = ["get", "events.events.k8s.io", "--field-selector", "reason=ConnectionRefused", "-o", template];
@@ -202,7 +202,7 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     }
 
     /// Waits for a line of the sidecar's log that holds all of `parts`.
-    pub fn logged(&self, target: &str, parts: &[&str]) {
+    pub(crate) fn logged(&self, target: &str, parts: &[&str]) {
         until(15, &format!("{parts:?} in the log of {target}"), || {
             let log = self.kubectl(&["logs", target, "-c", "entente-proxy", "--tail=200"]).out;
             let found = log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
@@ -211,7 +211,7 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     }
 
     /// A sidecar's counter of refusals.
-    pub fn refusals(&self, target: &str, direction: &str, code: &str) -> u64 {
+    pub(crate) fn refusals(&self, target: &str, direction: &str, code: &str) -> u64 {
         let metrics = self.kubectl(&["get", "--raw", &self.health(target)]).out;
         let wanted = [format!("direction=\"{direction}\""), format!("reason=\"{code}\"")];
         let mut lines = metrics.lines().filter(|line| {
@@ -226,13 +226,13 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     }
 
     /// The name of the first pod with label `app=NAME`.
-    pub fn pod(&self, app: &str) -> String {
+    pub(crate) fn pod(&self, app: &str) -> String {
         let selector = format!("app={app}");
         self.must(&["get", "pods", "-l", &selector, "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.name}"])
     }
 
     /// What a person would look at first.
-    pub fn picture(&self) -> String {
+    pub(crate) fn picture(&self) -> String {
         let pods = self.kubectl(&["get", "pods,trustedservers", "-o", "wide"]).out;
         let events = self.kubectl(&["get", "events", "--sort-by=.lastTimestamp"]).out;
         let tail: Vec<&str> = events.lines().rev().take(15).collect();
@@ -258,13 +258,13 @@ impl Drop for Place {
 }
 
 /// A namespace, in a trust domain or in none.
-pub fn namespace(name: &str, domain: Option<&str>) {
+pub(crate) fn namespace(name: &str, domain: Option<&str>) {
     let label = domain.map(|domain| format!("labels: {{entente.dev/trust-domain: {domain}}}")).unwrap_or_default();
     apply(&format!("apiVersion: v1\nkind: Namespace\nmetadata: {{name: {name}, {label}}}"));
 }
 
 /// How much of a long test to do: all of it under `./test long`, else a small part.
-pub fn amount(long: u64, short: u64) -> u64 {
+pub(crate) fn amount(long: u64, short: u64) -> u64 {
     #[allow(clippy::disallowed_methods, reason = "how much to test is said from outside")]
     let is_long = std::env::var("ENTENTE_LONG").is_ok();
     if is_long { long } else { short }

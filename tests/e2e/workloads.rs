@@ -2,12 +2,12 @@
 
 /// A ServiceAccount, a Deployment of one pod, and a TrustedServer over it. `command` is a shell line that runs in
 /// container `app`; `ports` is the YAML list of the server's ports; `more` is further YAML of its spec, two spaces in.
-pub fn server(name: &str, command: &str, ports: &str, more: &str) -> String {
+pub(crate) fn server(name: &str, command: &str, ports: &str, more: &str) -> String {
     format!("{}\n---\n{}\n---\n{}", account(name), deployment(name, name, command), declared(name, ports, more))
 }
 
 /// The TrustedServer alone.
-pub fn declared(name: &str, ports: &str, more: &str) -> String {
+pub(crate) fn declared(name: &str, ports: &str, more: &str) -> String {
     format!(
         "apiVersion: entente.dev/v1alpha1
 kind: TrustedServer
@@ -21,12 +21,12 @@ spec:
 }
 
 /// A ServiceAccount.
-pub fn account(name: &str) -> String {
+pub(crate) fn account(name: &str) -> String {
     format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}")
 }
 
 /// A Deployment of one pod that runs a shell line.
-pub fn deployment(name: &str, account: &str, command: &str) -> String {
+pub(crate) fn deployment(name: &str, account: &str, command: &str) -> String {
     format!(
         "apiVersion: apps/v1
 kind: Deployment
@@ -47,7 +47,7 @@ spec:
 }
 
 /// A Service over the pods of a server.
-pub fn service(name: &str, port: u16, target: u16) -> String {
+pub(crate) fn service(name: &str, port: u16, target: u16) -> String {
     format!(
         "apiVersion: v1
 kind: Service
@@ -57,7 +57,7 @@ spec: {{selector: {{app: {name}}}, ports: [{{port: {port}, targetPort: {target}}
 }
 
 /// A bare pod that waits.
-pub fn idle_pod(name: &str) -> String {
+pub(crate) fn idle_pod(name: &str) -> String {
     format!(
         "apiVersion: v1
 kind: Pod
@@ -70,7 +70,7 @@ spec:
 }
 
 /// An nginx that answers every request on `port` with `text`.
-pub fn web(port: u16, text: &str) -> String {
+pub(crate) fn web(port: u16, text: &str) -> String {
     let config = format!(
         "daemon off; pid /tmp/pid; error_log stderr; events {{}} http {{ access_log off; client_body_temp_path /tmp/a; proxy_temp_path /tmp/b; fastcgi_temp_path /tmp/c; uwsgi_temp_path /tmp/d; scgi_temp_path /tmp/e; server {{ listen {port}; location / {{ return 200 '{text}\\n'; }} }} }}"
     );
@@ -78,4 +78,4 @@ pub fn web(port: u16, text: &str) -> String {
 }
 
 /// Waits for ever.
-pub const IDLE: &str = "exec sleep infinity";
+pub(crate) const IDLE: &str = "exec sleep infinity";

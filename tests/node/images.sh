@@ -4,14 +4,12 @@
 BASE_PACKAGES=nftables
 TOOLS_PACKAGES=nftables,nginx-light,redis-server,redis-tools,curl,ca-certificates,openssl,socat,netcat-openbsd,iperf3,python3-minimal,tcpdump,procps,iproute2,util-linux
 
-# The Debian mirror that this machine itself uses, from either form of apt's sources.
+# The Debian mirror that this machine itself uses: where its base system comes from.
 mirror() {
   local found
-  found=$(cat /etc/apt/sources.list.d/*.sources 2>/dev/null | awk '$1 == "URIs:" {print $2; exit}')
-  [ -n "$found" ] || found=$(awk '$1 == "deb" {for (i = 2; i <= NF; i++) if ($i ~ /^http/) {print $i; exit}}' \
-    /etc/apt/sources.list 2>/dev/null)
-  [ -n "$found" ] || fail "no Debian mirror found in /etc/apt/sources.list(.d)"
-  echo "$found"
+  found=$(apt-cache policy base-files | awk '$2 ~ /^http/ && $3 ~ /\/main$/ {print $2; exit}')
+  [ -n "$found" ] || { apt-get update -qq && found=$(apt-cache policy base-files | awk '$2 ~ /^http/ {print $2; exit}'); }
+  echo "${found:-http://deb.debian.org/debian}"
 }
 
 # rootfs DIR PACKAGES: a trimmed Debian 12 as DIR/layer.tar.
@@ -44,23 +42,28 @@ C
   tar -C "$1" --numeric-owner --owner=0 --group=0 -cf "$1/layer.tar" pause
 }
 
-# image NAME ENTRYPOINT-JSON LAYER...: writes an image archive (docker's format) to standard output.
+layers() {
+  cached pause-1 "holds a pod's namespaces" build_pause
+  cached base-1 "Debian 12 with nftables, about half a minute, once" build_base
+  cached tools-1 "Debian 12 with what tests and examples run, about a minute, once" build_tools
+}
+
+# image NAME CONFIG-JSON LAYER...: writes an image archive (docker's format) to standard output.
 image() {
-  local name=$1 entrypoint=$2 work diffs=() files=() layer i=0
+  local name=$1 config=$2 work diffs=() files=() layer i=0
   shift 2
   work=$(mktemp -d "$NODE/image.XXXXXX")
   for layer in "$@"; do
     ln -s "$(realpath "$layer")" "$work/layer$i.tar"
-    diffs+=("\"sha256:$(digest "$layer")\"")
-    files+=("\"layer$i.tar\"")
+    diffs+=("sha256:$(digest "$layer")")
+    files+=("layer$i.tar")
     i=$((i + 1))
   done
-  local joined_diffs joined_files
-  joined_diffs=$(IFS=,; echo "${diffs[*]}")
-  joined_files=$(IFS=,; echo "${files[*]}")
-  printf '{"architecture":"amd64","os":"linux","config":{"Entrypoint":%s,"Env":["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},"rootfs":{"type":"layers","diff_ids":[%s]}}' \
-    "$entrypoint" "$joined_diffs" >"$work/config.json"
-  printf '[{"Config":"config.json","RepoTags":["%s"],"Layers":[%s]}]' "$name" "$joined_files" >"$work/manifest.json"
+  jq -n --arg architecture "$(dpkg --print-architecture)" --argjson config "$config" \
+    '{$architecture, os: "linux", config: ({Env: ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]} + $config),
+      rootfs: {type: "layers", diff_ids: $ARGS.positional}}' --args "${diffs[@]}" >"$work/config.json"
+  jq -n --arg name "$name" '[{Config: "config.json", RepoTags: [$name], Layers: $ARGS.positional}]' --args "${files[@]}" \
+    >"$work/manifest.json"
   tar -C "$work" -chf - .
   rm -rf "$work"
 }
@@ -77,38 +80,35 @@ digest() {
 
 ctr_node() { ctr -a "$CONTAINERD_SOCKET" -n k8s.io "$@"; }
 
-# load NAME KEY ENTRYPOINT LAYER...: imports an image unless this node already has the one with this KEY.
+# load NAME KEY CONFIG-JSON LAYER...: imports an image unless this node already has the one with this KEY.
 load() {
   local name=$1 key=$2 stamp
   shift 2
   stamp="$NODE/loaded/$(basename "${name%:*}")"
-  [ "$(cat "$stamp" 2>/dev/null)" = "$key" ] && return
+  [ "$(cat "$stamp" 2>/dev/null)" != "$key" ] || return 0
   say "importing $name"
   image "$name" "$@" | ctr_node images import - >>"$LOG/images.log" 2>&1 || fail "could not import $name" "see $LOG/images.log"
   mkdir -p "$NODE/loaded"
   echo "$key" >"$stamp"
 }
 
-layers() {
-  cached "pause-1" build_pause
-  cached "base-1" build_base
-  cached "tools-1" build_tools
-}
-
 # The images that need only Debian.
 load_tools() {
-  load registry.local/pause:dev 1 '["/pause"]' "$CACHE/pause-1/layer.tar"
-  load registry.local/tools:dev 1 '[]' "$CACHE/tools-1/layer.tar"
+  load registry.local/pause:dev 1 '{"Entrypoint": ["/pause"]}' "$CACHE/pause-1/layer.tar"
+  load registry.local/tools:dev 1 '{"Cmd": ["/bin/sh"]}' "$CACHE/tools-1/layer.tar"
 }
 
-# Ours: the base and one layer with the binary.
+build_entente() { (cd "$ROOT" && cargo build --locked --profile quick); }
+
+# Ours: the base and one layer with the binary. Pods that start from now on get it; the ones that run keep theirs.
 load_entente() {
-  say "building the program (cargo; log: $LOG/cargo.log)"
-  (cd "$ROOT" && cargo build --locked --profile quick) >"$LOG/cargo.log" 2>&1 ||
-    { tail -n 30 "$LOG/cargo.log" >&2; fail "cargo build failed" "see $LOG/cargo.log"; }
+  say "building the program (minutes the first time)"
+  : >"$LOG/cargo.log"
+  patiently "building the program" "$LOG/cargo.log" build_entente
   local binary="${CARGO_TARGET_DIR:-$ROOT/target}/quick/entente" layer="$NODE/entente-layer"
-  rm -rf "$layer" && mkdir -p "$layer/usr/local/bin"
-  install -m 0755 "$binary" "$layer/usr/local/bin/entente"
+  rm -rf "$layer"
+  install -D -m 0755 "$binary" "$layer/usr/local/bin/entente"
   tar -C "$layer" --sort=name --mtime=@0 --numeric-owner --owner=0 --group=0 -cf "$layer.tar" usr
-  load registry.local/entente:dev "$(digest "$layer.tar")" '["/usr/local/bin/entente"]' "$CACHE/base-1/layer.tar" "$layer.tar"
+  load registry.local/entente:dev "$(digest "$layer.tar")" '{"Entrypoint": ["/usr/local/bin/entente"], "User": "65532"}' \
+    "$CACHE/base-1/layer.tar" "$layer.tar"
 }

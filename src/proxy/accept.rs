@@ -1,0 +1,84 @@
+//! The accept loops: they never spin, never end before they are told to, and bound what they let in.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{access::Record, inbound, limits::Limits, outbound, shared::Shared, sockets};
+use crate::{
+    brief::Direction,
+    refusal::{LimitDetail, Refusal},
+};
+
+/// First and longest pause after an accept that failed for want of descriptors.
+const PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
+
+/// What the accept loops need.
+#[derive(Clone)]
+pub(super) struct Acceptor {
+    /// The proxy.
+    pub(super) shared: Arc<Shared>,
+    /// Its bounds.
+    pub(super) limits: Arc<Limits>,
+    /// Owns the connections' tasks.
+    pub(super) tasks: TaskTracker,
+}
+
+impl Acceptor {
+    /// Accepts until `stop`.
+    pub(super) async fn run(self, listener: TcpListener, direction: Direction, stop: CancellationToken) {
+        let mut pause = PAUSE[0];
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, from)) => {
+                    pause = PAUSE[0];
+                    self.admit(stream, from, direction);
+                }
+                Err(error) if sockets::is_exhausted(&error) => {
+                    self.shared.metrics.refused(direction, Refusal::Limit(LimitDetail::Descriptors));
+                    tracing::warn!(%error, "cannot accept");
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(PAUSE[1]);
+                }
+                // The peer gave up before its turn, or the network did.
+                Err(error) => tracing::debug!(%error, "connection lost before it was accepted"),
+            }
+        }
+    }
+
+    fn admit(&self, stream: TcpStream, from: SocketAddr, direction: Direction) {
+        let refuse = |stream, refusal| {
+            // Without linger the close is a reset; where even that fails the close remains.
+            let _ = sockets::prepare(&stream, true);
+            Record::begin(direction, from).end(Err(refusal), &self.shared.metrics, &self.shared.refusals);
+        };
+        let place = match self.limits.connection() {
+            Ok(place) => place,
+            Err(refusal) => return refuse(stream, refusal),
+        };
+        let shared = self.shared.clone();
+        match direction {
+            Direction::Outbound => {
+                self.tasks.spawn(async move {
+                    outbound::serve(shared, stream, from).await;
+                    drop(place);
+                });
+            }
+            Direction::Inbound => match self.limits.handshake(from.ip().to_canonical()) {
+                Err(refusal) => refuse(stream, refusal),
+                Ok(pending) => {
+                    self.tasks.spawn(async move {
+                        inbound::serve(shared, stream, from, pending).await;
+                        drop(place);
+                    });
+                }
+            },
+        }
+    }
+}

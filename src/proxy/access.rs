@@ -1,0 +1,163 @@
+//! One record per connection, at its end, and the counts of refusals that the next sync reports.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Mutex, PoisonError},
+    time::Instant,
+};
+
+use tokio::sync::watch;
+
+use super::{
+    metrics::{Metrics, word},
+    relay::Moved,
+};
+use crate::{
+    brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections},
+    refusal::Refusal,
+};
+
+/// What is known of one connection; grows while it is judged, is written at its end.
+#[derive(Debug)]
+pub(super) struct Record {
+    direction: Direction,
+    started: Instant,
+    /// Who: the verified identity, else the address.
+    pub(super) peer: String,
+    /// The address where we were dialled or dial.
+    pub(super) destination: Option<SocketAddr>,
+    /// What the wire carries.
+    pub(super) mode: &'static str,
+    /// What the relay moved.
+    pub(super) moved: Moved,
+}
+
+impl Record {
+    /// Begins the record of a connection from or to `peer`.
+    pub(super) fn begin(direction: Direction, peer: SocketAddr) -> Self {
+        let peer = peer.ip().to_canonical().to_string();
+        Self { direction, started: Instant::now(), peer, destination: None, mode: "none", moved: Moved::default() }
+    }
+
+    /// Seconds since the connection was accepted.
+    pub(super) fn age(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    /// Writes the record and counts it.
+    pub(super) fn end(self, outcome: Result<(), Refusal>, metrics: &Metrics, refusals: &Refusals) {
+        let Self { direction, started, peer, destination, mode, moved } = self;
+        metrics.moved(direction, moved.sent, moved.received);
+        let destination = destination.map(|address| address.to_string()).unwrap_or_default();
+        let port = destination.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);
+        let milliseconds = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let direction_word = word(direction);
+        let Err(refusal) = outcome else {
+            tracing::info!(
+                target: "access", direction = direction_word, %peer, %destination, mode, sent = moved.sent,
+                received = moved.received, milliseconds, reason = "ok", "connection ended"
+            );
+            return;
+        };
+        metrics.refused(direction, refusal);
+        let (reason, detail) = (refusal.code(), refusal.detail());
+        if refusal.is_routine() {
+            tracing::info!(
+                target: "access", direction = direction_word, %peer, %destination, mode, sent = moved.sent,
+                received = moved.received, milliseconds, reason, detail, "connection ended"
+            );
+            return;
+        }
+        tracing::warn!(
+            target: "access", direction = direction_word, %peer, %destination, mode, sent = moved.sent,
+            received = moved.received, milliseconds, reason, detail, "connection refused"
+        );
+        refusals.count(direction, refusal, peer, port);
+    }
+}
+
+type Kind = (Direction, Refusal, String, u16);
+
+/// Refusals since the last report that was answered, equal ones counted together.
+#[derive(Debug)]
+pub(super) struct Refusals {
+    counts: Mutex<BTreeMap<Kind, u64>>,
+    news: watch::Sender<()>,
+}
+
+impl Default for Refusals {
+    fn default() -> Self {
+        Self { counts: Mutex::default(), news: watch::Sender::new(()) }
+    }
+}
+
+impl Refusals {
+    fn count(&self, direction: Direction, reason: Refusal, peer: String, port: u16) {
+        self.add((direction, reason, peer, port), 1);
+        self.news.send_replace(());
+    }
+
+    fn add(&self, kind: Kind, count: u64) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = counts.len() >= MAX_REPORTED_REFUSALS - 1 && !counts.contains_key(&kind);
+        // Beyond the bound the peers are lumped together; the last kind takes them all.
+        let (direction, reason, _, port) = kind;
+        let kind = if full { (direction, reason, "others".to_owned(), 0) } else { (direction, reason, kind.2, port) };
+        if counts.len() < MAX_REPORTED_REFUSALS || counts.contains_key(&kind) {
+            *counts.entry(kind).or_default() += count;
+        }
+    }
+
+    /// Takes what is to be reported.
+    pub(super) fn take(&self) -> Vec<RefusedConnections> {
+        let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+        let entry = |((direction, reason, peer, port), count)| RefusedConnections { direction, reason, peer, port, count };
+        counts.into_iter().map(entry).collect()
+    }
+
+    /// Takes back a report that nobody answered.
+    pub(super) fn put_back(&self, refusals: Vec<RefusedConnections>) {
+        for RefusedConnections { direction, reason, peer, port, count } in refusals {
+            self.add((direction, reason, peer, port), count);
+        }
+    }
+
+    /// A listener for new refusals.
+    pub(super) fn news(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// Whether there is nothing to report.
+    pub(super) fn is_empty(&self) -> bool {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_refusals_are_counted_and_the_report_is_bounded() {
+        let refusals = Refusals::default();
+        for index in 0..2_000 {
+            refusals.count(Direction::Inbound, Refusal::NotTls, format!("10.0.0.{index}"), 5061);
+            refusals.count(Direction::Inbound, Refusal::NotTls, "10.0.0.1".into(), 5061);
+        }
+        let report = refusals.take();
+        assert!(report.len() <= MAX_REPORTED_REFUSALS);
+        assert_eq!(report.iter().map(|entry| entry.count).sum::<u64>(), 4_000);
+        assert!(refusals.is_empty());
+    }
+
+    #[test]
+    fn an_unanswered_report_is_taken_back_and_added_up() {
+        let refusals = Refusals::default();
+        refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80);
+        let report = refusals.take();
+        refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80);
+        refusals.put_back(report);
+        assert_eq!(refusals.take()[0].count, 2);
+    }
+}

@@ -1,0 +1,166 @@
+//! The control channel: HTTPS to the controller, verified against the control plane's own authority.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, StatusCode,
+    client::conn::http1::{self, SendRequest},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::TlsConnector;
+
+use super::{
+    credentials::Leaf,
+    sockets,
+    tls::{self, TlsError},
+};
+use crate::brief::Denied;
+
+/// Deadline of connecting and of the TLS handshake, each.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// Where the control plane is, and how it is recognised.
+#[derive(Clone, Debug)]
+pub struct Control {
+    /// `host:port`.
+    pub address: String,
+    /// PEM of the one authority that may vouch for it.
+    pub authority: String,
+}
+
+/// Why the controller did not answer as hoped.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChannelError {
+    /// The address has no `host:port` shape.
+    #[error("{0:?} must be HOST:PORT")]
+    Address(String),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// No connection.
+    #[error("cannot reach the control plane")]
+    Unreachable(#[source] std::io::Error),
+    /// HTTP broke.
+    #[error("the control plane's answer broke off")]
+    Http(#[from] hyper::Error),
+    /// The deadline passed.
+    #[error("the control plane did not answer in time")]
+    Silent,
+    /// Refused, with the stage's code.
+    #[error("denied: {code}: {message}")]
+    Denied {
+        /// HTTP status.
+        status: StatusCode,
+        /// Stable code.
+        code: String,
+        /// What to do about it.
+        message: String,
+    },
+    /// Too large, or not what the contract says.
+    #[error("the control plane's answer is not what this version reads: {0}")]
+    Unreadable(String),
+}
+
+impl ChannelError {
+    /// Whether the controller did not accept our certificate (or token).
+    pub(super) fn is_unauthorised(&self) -> bool {
+        matches!(self, Self::Denied { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. })
+    }
+}
+
+/// A client with one kept connection.
+pub(super) struct Channel {
+    address: String,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+    open: Option<SendRequest<Full<Bytes>>>,
+}
+
+/// What to ask, and what to expect of the answer.
+pub(super) struct Call<'a> {
+    /// Path.
+    pub(super) path: &'static str,
+    /// Token, where no certificate speaks for us.
+    pub(super) bearer: Option<&'a str>,
+    /// Deadline of the answer.
+    pub(super) deadline: Duration,
+    /// Bound of the answer's body.
+    pub(super) at_most: usize,
+}
+
+impl Channel {
+    /// A client of `control`, with `leaf` as its certificate where there is one.
+    pub(super) fn new(control: &Control, leaf: Option<&Leaf>) -> Result<Self, ChannelError> {
+        let wrong = || ChannelError::Address(control.address.clone());
+        let (host, port) = control.address.rsplit_once(':').ok_or_else(wrong)?;
+        port.parse::<u16>().map_err(|_| wrong())?;
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        let name = ServerName::try_from(host).map_err(|_| wrong())?;
+        let config = tls::control(&control.authority, leaf)?;
+        Ok(Self { address: control.address.clone(), name, config, open: None })
+    }
+
+    /// Posts `message` and reads the answer.
+    pub(super) async fn post<A: DeserializeOwned>(
+        &mut self,
+        call: &Call<'_>,
+        message: &impl Serialize,
+    ) -> Result<A, ChannelError> {
+        let body = serde_json::to_vec(message).map_err(|error| ChannelError::Unreadable(error.to_string()))?;
+        let exchange = self.exchange(call, body.into());
+        let (status, body) = timeout(call.deadline, exchange).await.map_err(|_| ChannelError::Silent)??;
+        if status != StatusCode::OK {
+            let denied = serde_json::from_slice(&body)
+                .unwrap_or_else(|_| Denied { code: status.to_string(), message: String::new() });
+            let clip = |text: String| text.chars().take(300).collect();
+            return Err(ChannelError::Denied { status, code: clip(denied.code), message: clip(denied.message) });
+        }
+        serde_json::from_slice(&body).map_err(|error| ChannelError::Unreadable(error.to_string()))
+    }
+
+    async fn exchange(&mut self, call: &Call<'_>, body: Bytes) -> Result<(StatusCode, Bytes), ChannelError> {
+        // While an exchange is under way the connection is out of its place, so a cancelled one is never used again.
+        let mut connection = match self.open.take() {
+            Some(mut open) if open.ready().await.is_ok() => open,
+            _ => self.connect().await?,
+        };
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(call.path)
+            .header(HOST, &self.address)
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(token) = call.bearer {
+            request = request.header(AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request =
+            request.body(Full::new(body)).map_err(|error| ChannelError::Unreadable(error.to_string()))?;
+        let response = connection.send_request(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), call.at_most);
+        let body = body.collect().await.map_err(|error| ChannelError::Unreadable(error.to_string()))?.to_bytes();
+        self.open = Some(connection);
+        Ok((status, body))
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ChannelError> {
+        let dial = timeout(CONNECT, TcpStream::connect(&self.address)).await.map_err(|_| ChannelError::Silent)?;
+        let socket = dial.map_err(ChannelError::Unreachable)?;
+        sockets::prepare(&socket, true).map_err(ChannelError::Unreachable)?;
+        let handshake = TlsConnector::from(self.config.clone()).connect(self.name.clone(), socket);
+        let stream = timeout(CONNECT, handshake).await.map_err(|_| ChannelError::Silent)?;
+        let stream = stream.map_err(ChannelError::Unreachable)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        // It ends by itself when the sender is dropped or the peer hangs up; an error reaches the sender as well.
+        tokio::spawn(async move {
+            let _ = connection.await;
+        });
+        Ok(sender)
+    }
+}

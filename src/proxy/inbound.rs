@@ -1,0 +1,125 @@
+//! From the network to our application: accept, judge, and only then dial the application.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::timeout,
+};
+use tokio_rustls::server::TlsStream;
+
+use super::{
+    access::Record,
+    generation::Generation,
+    limits::Pending,
+    metrics::mode_word,
+    registry::{Basis, Place, still_admitted},
+    relay::{self, Wire},
+    shared::Shared,
+    sockets, tls,
+};
+use crate::{
+    brief::{Direction, Mode, Port},
+    refusal::{DestinationDetail, HandshakeDetail, Refusal, TimeoutDetail},
+    telemetry,
+};
+
+/// First byte of a TLS handshake record (RFC 8446 §5.1).
+const HANDSHAKE_RECORD: u8 = 0x16;
+
+/// Serves one accepted connection to its end.
+pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, pending: Pending) {
+    let mut record = Record::begin(Direction::Inbound, from);
+    let outcome = converse(&shared, stream, pending, &mut record).await;
+    record.end(outcome, &shared.metrics, &shared.refusals);
+}
+
+async fn converse(shared: &Shared, stream: TcpStream, pending: Pending, record: &mut Record) -> Result<(), Refusal> {
+    sockets::prepare(&stream, true).map_err(|_| Refusal::HandshakeFailed(HandshakeDetail::Malformed))?;
+    let destination = shared.place.intercepted.destination(&stream)?;
+    record.destination = Some(destination);
+    shared.not_ourselves(destination)?;
+    if !shared.place.pod_ips.contains(&destination.ip()) {
+        return Err(Refusal::ForbiddenDestination(DestinationDetail::NotThisPod));
+    }
+    let generation = shared.generation()?;
+    let port = generation.brief().port(destination.port())?;
+    record.mode = mode_word(port.mode);
+    let application = SocketAddr::new(destination.ip(), port.target_port);
+    if port.mode == Mode::Plaintext {
+        drop(pending);
+        let place = anybody(shared, &generation, port, destination.port())?;
+        return deliver(shared, stream, application, Wire::Plain, place, record).await;
+    }
+    let (stream, place) = secure(shared, stream, &generation, port, destination.port(), record).await?;
+    drop(pending);
+    deliver(shared, stream, application, Wire::Tls, place, record).await
+}
+
+/// Handshake, verdict, registration.
+async fn secure(
+    shared: &Shared,
+    stream: TcpStream,
+    generation: &Arc<Generation>,
+    port: &Port,
+    dialled: u16,
+    record: &mut Record,
+) -> Result<(TlsStream<TcpStream>, Place), Refusal> {
+    expect_tls(&stream).await?;
+    let secured = tls::accept(stream, generation.server(port.port)?).await.map_err(|refusal| match refusal {
+        // The caller went away in the middle of the handshake.
+        Refusal::Truncated => Refusal::HandshakeFailed(HandshakeDetail::Malformed),
+        other => other,
+    })?;
+    shared.metrics.handshake(Direction::Inbound, record.age());
+    let Some(verdict) = secured.verdict else {
+        // Only a port that asks for no identity comes here: a `MutualTls` handshake ends with a verdict.
+        let place = match port.mode {
+            Mode::MutualTls => return Err(Refusal::NoCertificate),
+            Mode::ServerTls | Mode::Plaintext => anybody(shared, generation, port, dialled)?,
+        };
+        return Ok((secured.stream, place));
+    };
+    record.peer = verdict.identity.id.to_string();
+    let basis = Basis::Caller { identity: verdict.identity, port: dialled };
+    let place = shared.register(basis, generation, |current| {
+        let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
+        current.judge.caller(chain, dialled, telemetry::now()).map(drop)
+    })?;
+    Ok((secured.stream, place))
+}
+
+fn anybody(shared: &Shared, generation: &Arc<Generation>, port: &Port, dialled: u16) -> Result<Place, Refusal> {
+    let basis = Basis::Anybody { port: dialled, mode: port.mode };
+    let again = basis.clone();
+    shared.register(basis, generation, |current| still_admitted(&again, current.brief(), &shared.routes.table()))
+}
+
+/// A caller that does not speak TLS is refused at its first byte, not after a deadline.
+async fn expect_tls(stream: &TcpStream) -> Result<(), Refusal> {
+    let mut first = [0];
+    match timeout(tls::HANDSHAKE, stream.peek(&mut first)).await {
+        Err(_) => Err(Refusal::Timeout(TimeoutDetail::Handshake)),
+        Ok(Ok(1)) if first[0] == HANDSHAKE_RECORD => Ok(()),
+        Ok(Ok(1)) => Err(Refusal::NotTls),
+        Ok(_) => Err(Refusal::HandshakeFailed(HandshakeDetail::Malformed)),
+    }
+}
+
+/// Dials the application at the address that the caller dialled, never on loopback, and relays.
+async fn deliver<S>(
+    shared: &Shared,
+    network: S,
+    application: SocketAddr,
+    wire: Wire,
+    place: Place,
+    record: &mut Record,
+) -> Result<(), Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin + sockets::Underlying,
+{
+    let application = sockets::dial(application, false).await?;
+    shared.metrics.connected(Direction::Inbound, record.mode);
+    relay::carry(application, network, wire, place, &mut record.moved).await
+}

@@ -1,0 +1,106 @@
+//! Bounds: handshakes under way, in all and per source, and open connections by the descriptors there are.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::refusal::{LimitDetail, Refusal};
+
+/// Inbound handshakes under way.
+const MAX_PENDING: usize = 1024;
+/// Of one source address.
+const MAX_PENDING_PER_SOURCE: usize = 64;
+/// Descriptors kept back for the control channel, health and files.
+const RESERVED_DESCRIPTORS: usize = 64;
+/// Where the limit cannot be read.
+const ASSUMED_DESCRIPTORS: usize = 1024;
+
+/// The bounds of one proxy.
+#[derive(Debug)]
+pub(super) struct Limits {
+    pending: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    connections: Arc<Semaphore>,
+}
+
+/// One handshake under way; ends when dropped.
+#[derive(Debug)]
+pub(super) struct Pending {
+    all: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    source: IpAddr,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = all.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                all.remove(&self.source);
+            }
+        }
+    }
+}
+
+impl Limits {
+    /// The bounds that `descriptors` allow: a relayed connection holds two.
+    pub(super) fn new(descriptors: usize) -> Self {
+        let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2;
+        Self { pending: Arc::default(), connections: Arc::new(Semaphore::new(connections)) }
+    }
+
+    /// A place for one more connection.
+    pub(super) fn connection(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        self.connections.clone().try_acquire_owned().map_err(|_| Refusal::Limit(LimitDetail::Connections))
+    }
+
+    /// A place for one more handshake from `source`.
+    pub(super) fn handshake(&self, source: IpAddr) -> Result<Pending, Refusal> {
+        let mut all = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_source = all.get(&source).copied().unwrap_or_default();
+        if of_source >= MAX_PENDING_PER_SOURCE || all.values().sum::<usize>() >= MAX_PENDING {
+            return Err(Refusal::Limit(LimitDetail::Pending));
+        }
+        all.insert(source, of_source + 1);
+        Ok(Pending { all: self.pending.clone(), source })
+    }
+}
+
+/// The soft limit of descriptors, as `/proc/self/limits` has it.
+pub(super) fn descriptors(limits: &str) -> usize {
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(ASSUMED_DESCRIPTORS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_source_cannot_take_all_handshakes_and_an_ended_one_makes_room() {
+        let limits = Limits::new(1024);
+        let (greedy, other) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let mut held: Vec<_> = (0..MAX_PENDING_PER_SOURCE).map(|_| limits.handshake(greedy).unwrap()).collect();
+        assert_eq!(limits.handshake(greedy).unwrap_err(), Refusal::Limit(LimitDetail::Pending));
+        assert!(limits.handshake(other).is_ok());
+        held.pop();
+        assert!(limits.handshake(greedy).is_ok());
+    }
+
+    #[test]
+    fn descriptors_are_kept_back_and_a_connection_counts_twice() {
+        let limits = Limits::new(RESERVED_DESCRIPTORS + 4);
+        let _held = (limits.connection().unwrap(), limits.connection().unwrap());
+        assert_eq!(limits.connection().unwrap_err(), Refusal::Limit(LimitDetail::Connections));
+    }
+
+    #[test]
+    fn the_soft_limit_is_read_from_the_kernels_table() {
+        let text = "Limit  Soft Limit  Hard Limit  Units\nMax open files            20000                30000    files\n";
+        assert_eq!(descriptors(text), 20_000);
+        assert_eq!(descriptors("nothing"), ASSUMED_DESCRIPTORS);
+    }
+}

@@ -1,0 +1,118 @@
+//! From our application to the network: find who is declared at the address, and let nobody else answer.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use rustls_pki_types::ServerName;
+use tokio::net::TcpStream;
+
+use super::{
+    access::Record,
+    generation::Generation,
+    metrics::mode_word,
+    registry::{Basis, Place, still_admitted},
+    relay::{self, Wire},
+    shared::Shared,
+    sockets, tls,
+};
+use crate::{
+    brief::{Direction, Mode, Route},
+    identity::SpiffeId,
+    refusal::{Refusal, ServerDetail},
+    telemetry,
+};
+
+/// DNS over TCP.
+const DNS: u16 = 53;
+
+/// Serves one connection of our application to its end.
+pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
+    let mut record = Record::begin(Direction::Outbound, from);
+    let outcome = converse(&shared, stream, &mut record).await;
+    record.end(outcome, &shared.metrics, &shared.refusals);
+}
+
+async fn converse(shared: &Shared, application: TcpStream, record: &mut Record) -> Result<(), Refusal> {
+    sockets::prepare(&application, false).map_err(|_| Refusal::DialFailed)?;
+    let destination = shared.place.intercepted.destination(&application)?;
+    record.destination = Some(destination);
+    record.peer = destination.ip().to_string();
+    shared.not_ourselves(destination)?;
+    let generation = shared.generation()?;
+    let Some(route) = shared.routes.find(destination.ip()).await else {
+        return egress(shared, &generation, application, destination, record).await;
+    };
+    record.peer = route.server.to_string();
+    let mode = declared_mode(&route, destination.port())?;
+    record.mode = mode_word(mode);
+    let basis = Basis::Server { address: destination, server: route.server.clone(), mode };
+    if mode == Mode::MutualTls {
+        return mutual(shared, &generation, application, destination, (route.server, basis), record).await;
+    }
+    splice(shared, &generation, application, destination, basis, record).await
+}
+
+fn declared_mode(route: &Route, port: u16) -> Result<Mode, Refusal> {
+    route.ports.get(&port).copied().ok_or(Refusal::PortNotAllowed)
+}
+
+/// What is not declared leaves as it is, where the brief allows that; DNS to the pod's resolvers always.
+async fn egress(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    application: TcpStream,
+    destination: SocketAddr,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    let resolver = destination.port() == DNS && shared.place.resolvers.contains(&destination.ip());
+    let basis = Basis::Egress { address: destination, resolver };
+    still_admitted(&basis, generation.brief(), &shared.routes.table())?;
+    record.mode = "egress";
+    splice(shared, generation, application, destination, basis, record).await
+}
+
+async fn splice(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    application: TcpStream,
+    destination: SocketAddr,
+    basis: Basis,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    let network = sockets::dial(destination, true).await?;
+    let place = register(shared, generation, basis)?;
+    shared.metrics.connected(Direction::Outbound, record.mode);
+    relay::carry(application, network, Wire::Plain, place, &mut record.moved).await
+}
+
+/// Dials the address that the application dialled; the certificate must name the declared server.
+async fn mutual(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    application: TcpStream,
+    destination: SocketAddr,
+    (server, basis): (SpiffeId, Basis),
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    let nameless = Refusal::WrongServer(ServerDetail::DnsName);
+    let name = ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
+    let network = sockets::dial(destination, true).await?;
+    let secured = tls::connect(network, name, generation.client(&server)?).await.map_err(|refusal| match refusal {
+        // It hung up on us in the middle of the handshake.
+        Refusal::Truncated => Refusal::PeerRefused,
+        other => other,
+    })?;
+    shared.metrics.handshake(Direction::Outbound, record.age());
+    let place = register(shared, generation, basis)?;
+    let current = shared.generation()?;
+    if !Arc::ptr_eq(&current, generation) {
+        let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
+        current.judge.callee(chain, &server, telemetry::now())?;
+    }
+    shared.metrics.connected(Direction::Outbound, record.mode);
+    relay::carry(application, secured.stream, Wire::Tls, place, &mut record.moved).await
+}
+
+fn register(shared: &Shared, generation: &Arc<Generation>, basis: Basis) -> Result<Place, Refusal> {
+    let again = basis.clone();
+    shared.register(basis, generation, |current| still_admitted(&again, current.brief(), &shared.routes.table()))
+}

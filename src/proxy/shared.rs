@@ -1,0 +1,181 @@
+//! What all tasks of one proxy share, and the one place where a new leaf or brief comes in force.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, watch};
+
+use super::{
+    access::Refusals,
+    credentials::{self, Leaf},
+    generation::{Generation, GenerationError, Readiness},
+    metrics::Metrics,
+    registry::{Basis, Place, Registry},
+    routes::Routes,
+    sockets::Intercepted,
+};
+use crate::{
+    brief::Brief,
+    refusal::{DestinationDetail, Refusal},
+    telemetry,
+};
+
+/// Shared state of one proxy.
+#[derive(Debug)]
+pub(super) struct Shared {
+    readiness: ArcSwap<Readiness>,
+    /// Writers of `readiness` take turns; readers never wait.
+    turn: Mutex<()>,
+    leaf: watch::Sender<Option<Arc<Leaf>>>,
+    /// Asks for a new certificate before its time.
+    pub(super) renew: Notify,
+    draining: AtomicBool,
+    /// Open connections.
+    pub(super) registry: Arc<Registry>,
+    /// Where declared servers live.
+    pub(super) routes: Routes,
+    /// What Prometheus sees.
+    pub(super) metrics: Metrics,
+    /// What the next sync reports.
+    pub(super) refusals: Refusals,
+    /// What never changes.
+    pub(super) place: Surroundings,
+}
+
+/// What a proxy knows of its pod; never changes.
+#[derive(Clone, Debug)]
+pub(super) struct Surroundings {
+    /// The pod's UID.
+    pub(super) pod_uid: String,
+    /// The pod's addresses.
+    pub(super) pod_ips: Vec<IpAddr>,
+    /// The pod's nameservers.
+    pub(super) resolvers: Vec<IpAddr>,
+    /// The proxy's own ports.
+    pub(super) own_ports: Vec<u16>,
+    /// Where key, chain and brief are kept.
+    pub(super) state_dir: PathBuf,
+    /// How original destinations are learnt.
+    pub(super) intercepted: Intercepted,
+}
+
+impl Shared {
+    /// Begins without identity and brief: everything is refused.
+    pub(super) fn new(place: Surroundings) -> Self {
+        Self {
+            readiness: ArcSwap::from_pointee(Readiness::NoIdentity),
+            turn: Mutex::default(),
+            leaf: watch::Sender::new(None),
+            renew: Notify::new(),
+            draining: AtomicBool::new(false),
+            registry: Arc::default(),
+            routes: Routes::default(),
+            metrics: Metrics::default(),
+            refusals: Refusals::default(),
+            place,
+        }
+    }
+
+    /// The generation in force.
+    pub(super) fn generation(&self) -> Result<Arc<Generation>, Refusal> {
+        self.readiness.load().generation(telemetry::now()).cloned()
+    }
+
+    /// Whether peers can be judged and new ones are welcome.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.draining.load(Ordering::Relaxed) && self.generation().is_ok()
+    }
+
+    /// From now on readiness is off.
+    pub(super) fn start_draining(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Our certificate, which may not be in force yet.
+    pub(super) fn leaf(&self) -> watch::Receiver<Option<Arc<Leaf>>> {
+        self.leaf.subscribe()
+    }
+
+    /// The brief in force, even where our own certificate has expired.
+    pub(super) fn in_force(&self) -> Option<Arc<Generation>> {
+        match self.readiness.load().as_ref() {
+            Readiness::InForce(generation) => Some(generation.clone()),
+            Readiness::NoIdentity | Readiness::NoBrief => None,
+        }
+    }
+
+    /// Puts a new certificate in force, under the brief that is.
+    pub(super) fn adopt_leaf(&self, leaf: Leaf) {
+        let leaf = Arc::new(leaf);
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.in_force() {
+            None => self.readiness.store(Arc::new(Readiness::NoBrief)),
+            Some(old) => match Generation::build(old.brief().clone(), leaf.clone(), telemetry::now()) {
+                Ok(generation) => self.readiness.store(Arc::new(Readiness::InForce(Arc::new(generation)))),
+                // The next brief fits the new certificate; until then the old pair stands.
+                Err(error) => tracing::warn!(%error, "certificate waits for a brief that fits it"),
+            },
+        }
+        self.metrics.leaf(leaf.identity.not_after.as_second());
+        tracing::info!(serial = leaf.serial(), until = %leaf.identity.not_after, id = %leaf.identity.id, "certificate adopted");
+        self.leaf.send_replace(Some(leaf));
+    }
+
+    /// Puts a brief in force: validated completely, every new connection judged by it, every open one re-judged.
+    pub(super) fn adopt_brief(&self, brief: Brief) -> Result<(), GenerationError> {
+        let Some(leaf) = self.leaf.borrow().clone() else { return Ok(()) };
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.in_force().map_or(0, |generation| generation.cursor().revision);
+        if brief.cursor.revision < current {
+            return Err(GenerationError::Older { new: brief.cursor.revision, current });
+        }
+        let generation = Arc::new(Generation::build(brief, leaf, telemetry::now())?);
+        self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));
+        let cut = self.registry.rejudge(generation.brief(), &self.routes.table());
+        self.metrics.brief(generation.cursor().revision, cut);
+        tracing::info!(revision = generation.cursor().revision, cut, "brief in force");
+        if let Err(error) = credentials::store_brief(&self.place.state_dir, generation.brief()) {
+            tracing::warn!(%error, "brief is not kept for a restart");
+        }
+        Ok(())
+    }
+
+    /// Judges open connections by the routes as they stand.
+    pub(super) fn routes_changed(&self) {
+        if let Some(generation) = self.in_force() {
+            self.registry.rejudge(generation.brief(), &self.routes.table());
+        }
+    }
+
+    /// Registers a connection that `generation` admitted. Where the generation has moved meanwhile, `again` judges
+    /// anew: this closes the race between a handshake and a withdrawal.
+    pub(super) fn register(
+        &self,
+        basis: Basis,
+        generation: &Arc<Generation>,
+        again: impl FnOnce(&Generation) -> Result<(), Refusal>,
+    ) -> Result<Place, Refusal> {
+        let place = self.registry.enter(basis);
+        let current = self.generation()?;
+        if !Arc::ptr_eq(&current, generation) {
+            again(&current)?;
+        }
+        Ok(place)
+    }
+
+    /// Refuses destinations that are the proxy itself.
+    pub(super) fn not_ourselves(&self, destination: SocketAddr) -> Result<(), Refusal> {
+        let ours = destination.ip().is_loopback() || self.place.pod_ips.contains(&destination.ip());
+        if ours && self.place.own_ports.contains(&destination.port()) {
+            return Err(Refusal::ForbiddenDestination(DestinationDetail::OwnPort));
+        }
+        Ok(())
+    }
+}
