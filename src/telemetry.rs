@@ -1,5 +1,7 @@
 //! Logs, and the one place where the shell reads the clock and the dice.
 
+use std::io::IsTerminal;
+
 use jiff::Timestamp;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 
@@ -38,7 +40,9 @@ pub enum LogFormat {
 
 /// Starts logging to standard error, INFO and above.
 pub fn init(format: LogFormat) {
-    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_max_level(tracing::Level::INFO);
+    let colours = std::io::stderr().is_terminal();
+    let builder =
+        tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(colours).with_max_level(tracing::Level::INFO);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

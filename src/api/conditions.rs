@@ -59,7 +59,8 @@ pub fn write(states: &[State], old: &[Condition], generation: Option<i64>, now: 
             reason: state.reason.to_owned(),
             message: state.message.chars().take(MAX_MESSAGE).collect(),
             observed_generation: generation,
-            last_transition_time: before.map_or_else(|| seconds(now), |condition| condition.last_transition_time.clone()),
+            last_transition_time: before
+                .map_or_else(|| seconds(now), |condition| condition.last_transition_time.clone()),
         }
     };
     states.iter().map(one).collect()

@@ -12,6 +12,7 @@ pub fn render() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error>
 
 /// The same for the chart: behind its value `crds.enabled`, kept on uninstall by `crds.keep`.
 pub fn templated(yaml: &str) -> String {
-    let keep = "metadata:\n  {{- if .Values.crds.keep }}\n  annotations:\n    helm.sh/resource-policy: keep\n  {{- end }}\n";
+    let keep =
+        "metadata:\n  {{- if .Values.crds.keep }}\n  annotations:\n    helm.sh/resource-policy: keep\n  {{- end }}\n";
     format!("{{{{- if .Values.crds.enabled }}}}\n{}{{{{- end }}}}\n", yaml.replacen("metadata:\n", keep, 1))
 }

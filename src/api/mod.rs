@@ -12,8 +12,8 @@ pub use trust_domain::{
 };
 pub use trusted_server::{
     AllowedPeer, CertificateCounts, EgressRule, ObjectName, OutboundPolicy, OutboundSpec, PodSelector, PortMode,
-    PortSpec, Protocol, ProxyCounts, ProxyResources, ProxySpec, Requirement, Role, SelectorOperator, TrustedServer, TrustedServerSpec,
-    TrustedServerStatus,
+    PortSpec, Protocol, ProxyCounts, ProxyResources, ProxySpec, Requirement, Role, SelectorOperator, TrustedServer,
+    TrustedServerSpec, TrustedServerStatus,
 };
 
 /// The API group of every kind.

@@ -32,12 +32,21 @@ use super::trusted_server::ProxyCounts;
 #[serde(rename_all = "camelCase")]
 pub struct TrustDomainSpec {
     /// The SPIFFE trust domain: the first part of every identity, `spiffe://<this>/ns/…`. Immutable.
-    #[schemars(length(min = 1, max = 128), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"))]
+    #[schemars(
+        length(min = 1, max = 128),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     #[x_kube(validation = Rule::new("self == oldSelf").message("spiffeTrustDomain must not change; create another TrustDomain instead"))]
     pub spiffe_trust_domain: String,
 
     /// DNS names below which servers may carry names, beside their cluster names (below `svc.<clusterDomain>`).
-    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")))]
+    #[schemars(
+        length(min = 1, max = 16),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        )
+    )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub dns_suffixes: Vec<String>,
 
@@ -62,7 +71,10 @@ pub struct TrustDomainSpec {
 
     /// The cluster's DNS domain.
     #[serde(default = "cluster_domain")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"))]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
     pub cluster_domain: String,
 }
 

@@ -50,7 +50,13 @@ pub struct TrustedServerSpec {
     /// DNS names that the certificate carries beside the topology name and the cluster names of the server's Services.
     /// Inside the domain's `dnsSuffixes`, no wildcards, unique in the domain.
     #[serde(default)]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")))]
+    #[schemars(
+        length(max = 16),
+        inner(
+            length(min = 1, max = 253),
+            regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+        )
+    )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub dns_names: Vec<String>,
 

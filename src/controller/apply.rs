@@ -131,8 +131,12 @@ fn serial() -> Serial {
 
 fn secret(name: String, data: &Material) -> Secret {
     let Material { root_certificate, root_key, issuer_certificate, issuer_key } = data;
-    let parts =
-        [("ca.crt", root_certificate), ("ca.key", root_key), ("issuer.crt", issuer_certificate), ("issuer.key", issuer_key)];
+    let parts = [
+        ("ca.crt", root_certificate),
+        ("ca.key", root_key),
+        ("issuer.crt", issuer_certificate),
+        ("issuer.key", issuer_key),
+    ];
     let labels = [(PART, "authority"), ("app.kubernetes.io/managed-by", "entente")];
     Secret {
         metadata: ObjectMeta {

@@ -68,7 +68,9 @@ impl Events {
             if refused.reason.is_routine() {
                 continue;
             }
-            let Some((server, pod)) = view.topology.pod(pod_uid).filter(|(server, _)| server.id == *id) else { continue };
+            let Some((server, pod)) = view.topology.pod(pod_uid).filter(|(server, _)| server.id == *id) else {
+                continue;
+            };
             let note = note(refused, &pod.name);
             self.about(server, EventType::Warning, "ConnectionRefused", refused.reason.code(), note);
         }

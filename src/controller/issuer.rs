@@ -189,7 +189,8 @@ impl Issuer {
             return Err(refused(StatusCode::FORBIDDEN, "PodTerminating", format!("pod {} is ending", asker.pod)));
         }
         if facts.service_account != asker.account {
-            let message = format!("the token is {}'s, pod {} runs under {}", asker.account, asker.pod, facts.service_account);
+            let message =
+                format!("the token is {}'s, pod {} runs under {}", asker.account, asker.pod, facts.service_account);
             return Err(refused(StatusCode::FORBIDDEN, "ServiceAccountMismatch", message));
         }
         Ok(facts)
@@ -250,7 +251,8 @@ impl Issuer {
         for _ in 0..TRIES {
             let held = within(api.get_opt(&name)).await.map_err(|error| unavailable(&error))?;
             let data = held.as_ref().and_then(|map| map.data.clone()).unwrap_or_default();
-            let conflict = |error: pki::ledger::LedgerError| refused(StatusCode::CONFLICT, error.code(), error.to_string());
+            let conflict =
+                |error: pki::ledger::LedgerError| refused(StatusCode::CONFLICT, error.code(), error.to_string());
             let mut ledger = Ledger::parse(&data).map_err(conflict)?;
             let now = telemetry::now();
             if let Some(record) = ledger.repeated(uid, key, now).map_err(conflict)? {

@@ -98,7 +98,9 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let outcome = replica(&config, client, control, listeners, &mut tasks, &shutdown).await;
     shutdown.cancel();
     while let Some(ended) = tasks.join_next().await {
-        if let Err(failure) = ended.map_or_else(|failure| if failure.is_cancelled() { Ok(()) } else { Err(failure) }, Ok) {
+        if let Err(failure) =
+            ended.map_or_else(|failure| if failure.is_cancelled() { Ok(()) } else { Err(failure) }, Ok)
+        {
             error!(error = %failure, "a task failed");
         }
         if tasks.len() <= 1 {
@@ -136,7 +138,7 @@ async fn replica(
     let [channel, hook, health] = listeners;
     let tls = Arc::new(ArcSwap::from_pointee(control.server(telemetry::now())?));
     let channel_router = channel_router(issuer, view.clone(), &proxies, events, &control);
-    let hook_router = hook_router(config, view.clone(), &control);
+    let hook_router = hook_router(config, client.clone(), view.clone(), &control);
     tasks.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
     tasks.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
     let health_router = health::router(Arc::clone(&metrics), Arc::clone(&ready), Arc::clone(&proxies));
@@ -157,8 +159,7 @@ async fn replica(
         .await?;
     let (leads, _lease) = lease.watch().await;
     let port = config.channel.port();
-    let follow =
-        replicas::follow(view, leads.clone(), config.pod_name.clone(), port, control, Arc::clone(&proxies));
+    let follow = replicas::follow(view, leads.clone(), config.pod_name.clone(), port, control, Arc::clone(&proxies));
     let stopped = shutdown.clone();
     tasks.spawn(async move {
         let _ = stopped.run_until_cancelled(follow).await;
@@ -185,8 +186,9 @@ fn channel_router(
     Router::new().route("/v1/sync", sync).route("/v1/certificate", certificate).route("/v1/proxies", share)
 }
 
-fn hook_router(config: &Config, view: latest::Receiver<Arc<View>>, control: &ControlPlane) -> Router {
+fn hook_router(config: &Config, client: Client, view: latest::Receiver<Arc<View>>, control: &ControlPlane) -> Router {
     let webhook = webhook::Webhook {
+        client,
         view,
         image: config.sidecar_image.clone(),
         pull_policy: config.sidecar_pull_policy.clone(),
@@ -197,7 +199,12 @@ fn hook_router(config: &Config, view: latest::Receiver<Arc<View>>, control: &Con
 }
 
 /// Renews the replica's own certificate at a third of its life, and keeps our authority in the webhook's configuration.
-async fn renew_own(control: ControlPlane, tls: Arc<ArcSwap<ServerConfig>>, client: Client, shutdown: CancellationToken) {
+async fn renew_own(
+    control: ControlPlane,
+    tls: Arc<ArcSwap<ServerConfig>>,
+    client: Client,
+    shutdown: CancellationToken,
+) {
     let mut issued = telemetry::now();
     loop {
         webhook::keep_bundle(&client, &control.ca).await;
@@ -288,7 +295,9 @@ impl Seat {
             behind_since.entry(uid.clone()).or_insert(now);
         }
         let mut pause = plan.wake_at.map_or(SWEEP, |at| {
-            Duration::try_from(at.duration_since(now)).unwrap_or(Duration::from_millis(100)).max(Duration::from_millis(100))
+            Duration::try_from(at.duration_since(now))
+                .unwrap_or(Duration::from_millis(100))
+                .max(Duration::from_millis(100))
         });
         for step in &plan.steps {
             // A replica that no longer leads stops in the middle; the next leader plans from what it sees.

@@ -52,7 +52,8 @@ impl Proxies {
         let news = {
             let mut own = lock(&self.own);
             let row = own.entry(uid.to_owned()).or_default();
-            let before = (row.cursor.clone(), row.leaf_not_after, row.held > 0 || now.as_second() - row.last < BETWEEN_POLLS);
+            let before =
+                (row.cursor.clone(), row.leaf_not_after, row.held > 0 || now.as_second() - row.last < BETWEEN_POLLS);
             row.cursor = cursor;
             row.held += 1;
             row.last = now.as_second();

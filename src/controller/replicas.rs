@@ -1,11 +1,7 @@
 //! What the other replicas heard from sidecars: `GET /v1/proxies?after=N` over mutual TLS of the control plane. The
 //! leader follows all of them.
 
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use axum::{
@@ -29,7 +25,11 @@ use super::{
     serving::{Caller, ControlPlane, Own},
     view::View,
 };
-use crate::{pki::{self, control}, telemetry, topology::facts::PodFacts};
+use crate::{
+    pki::{self, control},
+    telemetry,
+    topology::facts::PodFacts,
+};
 
 /// How long an answer is held that has no news.
 const HOLD: Duration = Duration::from_secs(20);

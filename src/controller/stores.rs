@@ -4,17 +4,16 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
-use kube::{
-    Api, Client,
-    core::DeserializeGuard,
-    runtime::watcher::Config,
-};
+use kube::{Api, Client, core::DeserializeGuard, runtime::watcher::Config};
 use tokio::task::JoinSet;
 
 use super::watch::{Signal, Table, keep};
 use crate::{
     api::{TrustDomain, TrustedServer},
-    pki::{authority::{Authority, Material}, ledger::Ledger},
+    pki::{
+        authority::{Authority, Material},
+        ledger::Ledger,
+    },
     plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, World},
     sidecar,
     topology::{
@@ -59,9 +58,11 @@ impl Stores {
         let own_maps = || Api::<ConfigMap>::namespaced(client.clone(), namespace);
         let kept = |config: Config| (config, signal.clone());
         let (config, raise) = kept(all());
-        let domains = keep(tasks, Api::<DeserializeGuard<TrustDomain>>::all(client.clone()), config, raise, read_domain);
+        let domains =
+            keep(tasks, Api::<DeserializeGuard<TrustDomain>>::all(client.clone()), config, raise, read_domain);
         let (config, raise) = kept(all());
-        let servers = keep(tasks, Api::<DeserializeGuard<TrustedServer>>::all(client.clone()), config, raise, read_server);
+        let servers =
+            keep(tasks, Api::<DeserializeGuard<TrustedServer>>::all(client.clone()), config, raise, read_server);
         let (config, raise) = kept(all());
         let namespaces = keep(tasks, Api::<Namespace>::all(client.clone()), config, raise, |namespace| {
             Some(namespace.metadata.labels.unwrap_or_default().remove(sidecar::DOMAIN_LABEL))
@@ -74,7 +75,8 @@ impl Stores {
         let (config, raise) = kept(all().labels(&format!("{PART}=authority")));
         let authorities = keep(tasks, own_secrets, config, raise, |secret| material(&secret));
         let (config, raise) = kept(named(BUNDLE));
-        let bundles = keep(tasks, Api::<ConfigMap>::all(client.clone()), config, raise, |map| Some(map.data.unwrap_or_default()));
+        let bundles =
+            keep(tasks, Api::<ConfigMap>::all(client.clone()), config, raise, |map| Some(map.data.unwrap_or_default()));
         let (config, raise) = kept(all().labels(&format!("{PART}=ledger")));
         let ledgers = keep(tasks, own_maps(), config, raise, |map| read_ledger(&map));
         let (config, raise) = kept(named(FIRST_DOMAIN));
@@ -115,9 +117,11 @@ impl Stores {
         let servers = readable(self.servers.rows(), &mut unreadable);
         let bare = |key: &str| key.rsplit('/').next().unwrap_or_default().to_owned();
         let namespaces = self.namespaces.rows().into_iter().map(|(key, label)| (bare(&key), label)).collect();
-        let bundles = self.bundles.rows().into_iter().map(|(key, data)| {
-            (key.split('/').next().unwrap_or_default().to_owned(), data)
-        });
+        let bundles = self
+            .bundles
+            .rows()
+            .into_iter()
+            .map(|(key, data)| (key.split('/').next().unwrap_or_default().to_owned(), data));
         let seen = authorities.iter().map(|(domain, loaded)| {
             let seen = match loaded {
                 Ok(authority) => AuthoritySeen::Sound(AuthorityFacts::of(authority)),

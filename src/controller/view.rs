@@ -8,7 +8,10 @@ use std::{
 use crate::{
     identity::DnsName,
     pki::{authority::Authority, verify::Anchors},
-    plan::{World, anchors, published, routes::{RouteTable, routes_of}},
+    plan::{
+        World, anchors, published,
+        routes::{RouteTable, routes_of},
+    },
     topology::{Topology, facts::PodFacts},
 };
 

@@ -154,7 +154,7 @@ pub fn algorithms() -> WebPkiSupportedAlgorithms {
 
 fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Refusal> {
     match X509Certificate::from_der(der) {
-        Ok((rest, parsed)) if rest.is_empty() => Ok(parsed),
+        Ok(([], parsed)) => Ok(parsed),
         _ => Err(Refusal::BadChain(ChainDetail::Encoding)),
     }
 }

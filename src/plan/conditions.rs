@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{AuthoritySeen, BEHIND_SECONDS, Plan, ProxySeen, Step, World, anchors, briefs, bundle_data, carries, published};
+use super::{
+    AuthoritySeen, BEHIND_SECONDS, Plan, ProxySeen, Step, World, anchors, briefs, bundle_data, carries, published,
+};
 use crate::{
     api::{
         AuthorityState, AuthorityStatus, CertificateCounts, ProxyCounts, ServerCounts, TrustDomain, TrustDomainStatus,
@@ -19,13 +21,7 @@ const NAMED: usize = 5;
 const DOMAIN: [&str; 4] = ["Ready", "AuthorityReady", "TopologyValid", "BundleDistributed"];
 const SERVER: [&str; 5] = ["Ready", "Accepted", "ProxiesInjected", "CertificatesIssued", "TrustLoaded"];
 
-pub(super) fn all(
-    topology: &Topology,
-    problems: &[(Key, Problem)],
-    world: &World,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
+pub(super) fn all(topology: &Topology, problems: &[(Key, Problem)], world: &World, now: Timestamp, plan: &mut Plan) {
     let mut counts = BTreeMap::<String, ProxyCounts>::new();
     for object in &world.declared.servers {
         let key = key_of(object);
@@ -88,7 +84,8 @@ fn domain_status(
     let states = if old.conditions.is_empty() {
         first_visit(&DOMAIN)
     } else {
-        let parts = [authority_ready(name, &old, world), topology_valid(topology, name, problems), bundle(domain, world)];
+        let parts =
+            [authority_ready(name, &old, world), topology_valid(topology, name, problems), bundle(domain, world)];
         [vec![ready(&parts)], parts.to_vec()].concat()
     };
     let digest = domain.map_or_else(|| old.topology_digest.clone(), |domain| domain.digest.clone());
@@ -131,7 +128,9 @@ fn authority_ready(name: &str, old: &TrustDomainStatus, world: &World) -> State 
         None if old.active_key_id.is_some() => State::bad(
             KIND,
             "AuthorityLost",
-            format!("{secret} is gone. Restore it from a backup: a new root is never made by itself, since no server would trust it"),
+            format!(
+                "{secret} is gone. Restore it from a backup: a new root is never made by itself, since no server would trust it"
+            ),
         ),
         None => State::unknown(KIND, "Pending", "the authority is being made"),
     }
@@ -156,12 +155,8 @@ fn bundle(domain: Option<&Domain>, world: &World) -> State {
         return State::unknown(KIND, "Pending", "there is no authority yet");
     }
     let data = bundle_data(&roots);
-    let missing: Vec<&str> = domain
-        .namespaces
-        .iter()
-        .filter(|namespace| !carries(world, namespace, &data))
-        .map(String::as_str)
-        .collect();
+    let missing: Vec<&str> =
+        domain.namespaces.iter().filter(|namespace| !carries(world, namespace, &data)).map(String::as_str).collect();
     if missing.is_empty() {
         State::good(KIND, "Distributed", format!("in {} namespaces", domain.namespaces.len()))
     } else {
@@ -307,7 +302,11 @@ fn injected(pods: &Pods<'_>) -> State {
         return State::bad(KIND, "NoPods", "no pod matches the selector yet");
     }
     if pods.bare.is_empty() {
-        return State::good(KIND, "Injected", format!("{} of {} pods have the sidecar", pods.all.len(), pods.all.len()));
+        return State::good(
+            KIND,
+            "Injected",
+            format!("{} of {} pods have the sidecar", pods.all.len(), pods.all.len()),
+        );
     }
     let note = "they started before this server was declared; delete them, and they come back with it";
     State::bad(KIND, "PodsWithoutProxy", format!("without the sidecar: {}; {note}", named(&pods.bare)))
@@ -317,7 +316,8 @@ fn certified(server: &Server, pods: &Pods<'_>, world: &World) -> State {
     const KIND: &str = "CertificatesIssued";
     if !pods.foreign_account.is_empty() {
         let wanted = &server.service_account;
-        let message = format!("not under ServiceAccount {wanted}, so without certificate: {}", named(&pods.foreign_account));
+        let message =
+            format!("not under ServiceAccount {wanted}, so without certificate: {}", named(&pods.foreign_account));
         return State::bad(KIND, "ServiceAccountMismatch", message);
     }
     if anchors(world, &server.domain).is_empty() {
@@ -341,7 +341,8 @@ fn loaded(pods: &Pods<'_>) -> State {
         return State::bad(KIND, "AckPending", format!("not in force yet at: {}", named(&pods.behind)));
     }
     if !pods.disconnected.is_empty() {
-        let message = format!("no word from: {}; see the log of their container entente-proxy", named(&pods.disconnected));
+        let message =
+            format!("no word from: {}; see the log of their container entente-proxy", named(&pods.disconnected));
         return State::bad(KIND, "ProxyDisconnected", message);
     }
     if pods.all.is_empty() {
@@ -363,9 +364,9 @@ fn add(sum: &mut ProxyCounts, part: &ProxyCounts) {
     sum.current += current;
 }
 
-fn summed(counts: ProxyCounts) -> ProxyCounts {
-    let summary = format!("{}/{}", counts.current, counts.matched);
-    ProxyCounts { summary, ..counts }
+fn summed(mut counts: ProxyCounts) -> ProxyCounts {
+    counts.summary = format!("{}/{}", counts.current, counts.matched);
+    counts
 }
 
 fn count(number: usize) -> i32 {

@@ -1,1 +1,222 @@
+//! Conditions, briefs and what they follow from; convergence is tested in `tests/integration/convergence.rs`.
 
+use std::collections::BTreeSet;
+
+use super::*;
+use crate::{
+    api::TrustedServer,
+    identity::DnsName,
+    pki::authority::Validity,
+    topology::{Declared, facts::PodFacts},
+};
+
+fn at(second: i64) -> Timestamp {
+    Timestamp::from_second(second).unwrap()
+}
+
+fn domain() -> TrustDomain {
+    serde_saphyr::from_str(
+        "{apiVersion: entente.dev/v1alpha1, kind: TrustDomain, metadata: {name: contoso, uid: d1, generation: 1},
+          spec: {spiffeTrustDomain: contoso.example, dnsSuffixes: [contoso.example]}}",
+    )
+    .unwrap()
+}
+
+fn server(name: &str, ports: &str) -> TrustedServer {
+    serde_saphyr::from_str(&format!(
+        "{{apiVersion: entente.dev/v1alpha1, kind: TrustedServer,
+           metadata: {{name: {name}, namespace: shop, uid: u-{name}, generation: 1, creationTimestamp: '2026-01-01T00:00:00Z'}},
+           spec: {{selector: {{matchLabels: {{app: {name}}}}}, serviceAccountName: {name}, ports: {ports}}}}}"
+    ))
+    .unwrap()
+}
+
+fn pod(app: &str) -> PodFacts {
+    PodFacts {
+        namespace: "shop".into(),
+        name: format!("{app}-1"),
+        uid: format!("pod-{app}"),
+        labels: BTreeMap::from([("app".into(), app.into())]),
+        service_account: app.into(),
+        injected: true,
+        ..PodFacts::default()
+    }
+}
+
+fn authority() -> AuthoritySeen {
+    AuthoritySeen::Sound(AuthorityFacts {
+        key_id: "aa".into(),
+        root_pem: "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n".into(),
+        root_sha256: "bb".into(),
+        root: Validity { not_before: at(0), not_after: at(10_000_000) },
+        issuer: Validity { not_before: at(0), not_after: at(1_000_000) },
+        permitted: ["contoso.example", "cluster.local", "svc"].map(|name| DnsName::parse(name).unwrap()).into(),
+    })
+}
+
+fn world(servers: Vec<TrustedServer>, pods: Vec<PodFacts>) -> World {
+    let namespaces = BTreeMap::from([("shop".into(), Some("contoso".into()))]);
+    World {
+        declared: Declared { domains: vec![domain()], servers, namespaces, pods, ..Declared::default() },
+        authorities: BTreeMap::from([("contoso".into(), authority())]),
+        ..World::default()
+    }
+}
+
+/// Applies the status steps of plans until there are none.
+fn settle(world: &mut World, now: Timestamp) -> Plan {
+    for _ in 0..8 {
+        let (topology, problems) = Topology::resolve(&world.declared);
+        let next = plan(&topology, &problems, world, now);
+        for uid in &next.behind {
+            world.behind_since.entry(uid.clone()).or_insert(now);
+        }
+        if next.steps.is_empty() {
+            return next;
+        }
+        for step in next.steps {
+            match step {
+                Step::ServerStatus { key, status, .. } => {
+                    let same = |one: &&mut TrustedServer| one.metadata.name.as_ref() == Some(&key.name);
+                    world.declared.servers.iter_mut().find(same).unwrap().status = Some(*status);
+                }
+                Step::DomainStatus { status, .. } => world.declared.domains[0].status = Some(*status),
+                Step::WriteBundle { namespace, data, .. } => drop(world.bundles.insert(namespace, data)),
+                other => unreachable!("{other:?}"),
+            }
+        }
+    }
+    unreachable!("the plan is never empty")
+}
+
+fn condition(world: &World, name: &str, kind: &str) -> (String, String) {
+    let object = world.declared.servers.iter().find(|one| one.metadata.name.as_deref() == Some(name)).unwrap();
+    let conditions = &object.status.as_ref().unwrap().conditions;
+    let found = conditions.iter().find(|one| one.type_ == kind).unwrap();
+    (found.status.clone(), found.reason.clone())
+}
+
+fn is(status: &str, reason: &str) -> (String, String) {
+    (status.to_owned(), reason.to_owned())
+}
+
+/// The sidecar of `app` has its current brief in force.
+fn follow(world: &mut World, app: &str, now: Timestamp) {
+    let (topology, _) = Topology::resolve(&world.declared);
+    let (server, pod) = topology.pod(&format!("pod-{app}")).unwrap();
+    let revision = published(&topology, world, "contoso").unwrap();
+    let brief = briefs::brief_of(&topology, server, pod, &anchors(world, "contoso"), revision);
+    let seen = ProxySeen {
+        cursor: Some(brief.cursor),
+        connected: true,
+        leaf_not_before: Some(now),
+        leaf_not_after: Some(at(now.as_second() + 1000)),
+    };
+    world.proxies.insert(pod.uid.clone(), seen);
+}
+
+#[test]
+fn the_first_visit_says_that_nothing_is_known_yet() {
+    let world = world(vec![server("web", "[]")], vec![]);
+    let (topology, problems) = Topology::resolve(&world.declared);
+    let steps = plan(&topology, &problems, &world, at(100)).steps;
+    let first = steps.iter().find_map(|step| match step {
+        Step::ServerStatus { status, .. } => Some(status),
+        _ => None,
+    });
+    let conditions = &first.unwrap().conditions;
+    assert_eq!(conditions.len(), 5);
+    assert!(conditions.iter().all(|one| one.status == "Unknown" && one.observed_generation == Some(1)));
+}
+
+#[test]
+fn a_server_becomes_ready_step_by_step_and_says_what_is_missing() {
+    let mut world = world(vec![server("web", "[]")], vec![]);
+    settle(&mut world, at(100));
+    assert_eq!(condition(&world, "web", "Ready"), is("False", "NoPods"));
+    world.declared.pods = vec![PodFacts { injected: false, ..pod("web") }];
+    settle(&mut world, at(100));
+    assert_eq!(condition(&world, "web", "Ready"), is("False", "PodsWithoutProxy"));
+    world.declared.pods = vec![PodFacts { service_account: "thief".into(), ..pod("web") }];
+    settle(&mut world, at(100));
+    assert_eq!(condition(&world, "web", "CertificatesIssued"), is("False", "ServiceAccountMismatch"));
+    world.declared.pods = vec![pod("web")];
+    settle(&mut world, at(100));
+    assert_eq!(condition(&world, "web", "CertificatesIssued"), is("False", "Pending"));
+    assert_eq!(condition(&world, "web", "TrustLoaded"), is("False", "ProxyDisconnected"));
+    follow(&mut world, "web", at(100));
+    settle(&mut world, at(100));
+    assert_eq!(condition(&world, "web", "Ready"), is("True", "Ready"));
+    settle(&mut world, at(700));
+    assert_eq!(condition(&world, "web", "CertificatesIssued"), is("False", "RenewalOverdue"));
+}
+
+#[test]
+fn a_sidecar_may_be_behind_for_five_seconds_and_a_change_elsewhere_is_none_of_its_business() {
+    let mut world = world(vec![server("web", "[]"), server("api", "[]")], vec![pod("web"), pod("api")]);
+    settle(&mut world, at(100));
+    for app in ["web", "api"] {
+        follow(&mut world, app, at(100));
+    }
+    world.behind_since.clear();
+    settle(&mut world, at(100));
+    world.declared.servers[1] =
+        TrustedServer { status: world.declared.servers[1].status.clone(), ..server("api", "[{name: a, port: 80}]") };
+    world.declared.servers[1].metadata.generation = Some(2);
+    let waiting = settle(&mut world, at(101));
+    assert_eq!(waiting.behind, BTreeSet::from(["pod-api".to_owned()]));
+    assert_eq!(waiting.wake_at, Some(at(106)));
+    assert_eq!(condition(&world, "api", "TrustLoaded"), is("True", "Loaded"));
+    settle(&mut world, at(106));
+    assert_eq!(condition(&world, "api", "TrustLoaded"), is("False", "AckPending"));
+    assert_eq!(condition(&world, "web", "Ready"), is("True", "Ready"));
+}
+
+#[test]
+fn the_revision_grows_with_declarations_only_and_briefs_wait_for_it() {
+    let mut world = world(vec![server("web", "[]")], vec![]);
+    settle(&mut world, at(100));
+    let revision = |world: &World| world.declared.domains[0].status.as_ref().unwrap().topology_revision;
+    assert_eq!(revision(&world), 1);
+    world.declared.pods = vec![pod("web")];
+    settle(&mut world, at(100));
+    assert_eq!(revision(&world), 1);
+    world.declared.servers[0].metadata.generation = Some(2);
+    let (topology, _) = Topology::resolve(&world.declared);
+    assert_eq!(published(&topology, &world, "contoso"), None, "what nobody published is not served");
+    settle(&mut world, at(100));
+    assert_eq!(revision(&world), 2);
+    assert_eq!(published(&topology, &world, "contoso"), Some(2));
+}
+
+#[test]
+fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
+    let ports = "[{name: a, port: 80, targetPort: 8080, allowFrom: [{server: {name: api}}]}, {name: u, port: 53, protocol: UDP, mode: Plaintext}]";
+    let world = world(vec![server("web", ports), server("api", "[]")], vec![pod("web")]);
+    let (topology, _) = Topology::resolve(&world.declared);
+    let (web, pod) = topology.pod("pod-web").unwrap();
+    let brief = briefs::brief_of(&topology, web, pod, &["root".to_owned()], 7);
+    assert_eq!((brief.cursor.revision, brief.ports.len()), (7, 1), "UDP is no port of the proxy");
+    let allowed: Vec<&str> = brief.ports[0].allow.servers.iter().map(|id| id.server()).collect();
+    assert_eq!(allowed, ["api", "web"]);
+    assert_eq!(brief.anchors("internal"), ["root"]);
+    let later = briefs::brief_of(&topology, web, pod, &["root".to_owned()], 8);
+    assert_eq!(later.cursor.hash, brief.cursor.hash, "the hash does not move with the revision");
+    let gone = briefs::withdrawn(web.id.clone(), 9);
+    assert!(gone.port(80).is_err() && gone.ports.is_empty());
+}
+
+#[test]
+fn a_ledger_outlives_its_server_until_its_last_certificate_has_ended() {
+    let mut world = world(vec![], vec![]);
+    settle(&mut world, at(100));
+    let server = ServerKey { namespace: "shop".into(), name: "gone".into() };
+    world.ledgers.insert("entente-ledger-1".into(), LedgerSeen { server, last: at(200) });
+    let steps = |world: &World, now| {
+        let (topology, problems) = Topology::resolve(&world.declared);
+        plan(&topology, &problems, world, now)
+    };
+    let waiting = steps(&world, at(150));
+    assert_eq!((waiting.steps.len(), waiting.wake_at), (0, Some(at(200))));
+    assert_eq!(steps(&world, at(201)).steps, [Step::DeleteLedger { name: "entente-ledger-1".into() }]);
+}

@@ -112,7 +112,8 @@ impl Refusals {
     /// Takes what is to be reported.
     pub(super) fn take(&self) -> Vec<RefusedConnections> {
         let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
-        let entry = |((direction, reason, peer, port), count)| RefusedConnections { direction, reason, peer, port, count };
+        let entry =
+            |((direction, reason, peer, port), count)| RefusedConnections { direction, reason, peer, port, count };
         counts.into_iter().map(entry).collect()
     }
 

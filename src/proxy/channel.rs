@@ -139,8 +139,7 @@ impl Channel {
         if let Some(token) = call.bearer {
             request = request.header(AUTHORIZATION, format!("Bearer {token}"));
         }
-        let request =
-            request.body(Full::new(body)).map_err(|error| ChannelError::Unreadable(error.to_string()))?;
+        let request = request.body(Full::new(body)).map_err(|error| ChannelError::Unreadable(error.to_string()))?;
         let response = connection.send_request(request).await?;
         let status = response.status();
         let body = Limited::new(response.into_body(), call.at_most);

@@ -118,12 +118,7 @@ async fn enrol(shared: &Shared, control: &Control, token_file: &PathBuf) -> Resu
         return Err(EnrolError::TooLarge);
     }
     let lifetime = shared.in_force().map(|generation| generation.brief().lifetime_seconds);
-    let call = Call {
-        path: "/v1/certificate",
-        bearer: Some(token.trim()),
-        deadline: DEADLINE,
-        at_most: MAX_RESPONSE,
-    };
+    let call = Call { path: "/v1/certificate", bearer: Some(token.trim()), deadline: DEADLINE, at_most: MAX_RESPONSE };
     // A connection of its own, once a renewal: nothing of an old certificate clings to it.
     let answer: CertificateResponse = Channel::new(control, None)?.post(&call, &request).await?;
     let leaf = candidate.join(&answer, &shared.place.pod_uid, lifetime, (telemetry::now(), telemetry::jitter()))?;

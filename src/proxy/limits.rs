@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn the_soft_limit_is_read_from_the_kernels_table() {
-        let text = "Limit  Soft Limit  Hard Limit  Units\nMax open files            20000                30000    files\n";
+        let text =
+            "Limit  Soft Limit  Hard Limit  Units\nMax open files            20000                30000    files\n";
         assert_eq!(descriptors(text), 20_000);
         assert_eq!(descriptors("nothing"), ASSUMED_DESCRIPTORS);
     }

@@ -1,1 +1,202 @@
 //! The sidecar: credentials, interception, inbound, outbound, relay, probes, drain.
+//!
+//! [`bind`] takes every port or fails; [`Bound::run`] serves until it is told to stop. Before the first certificate
+//! and brief everything is refused; afterwards each connection is judged by one [`generation`], swapped whole.
+
+mod accept;
+mod access;
+mod channel;
+mod credentials;
+mod drain;
+mod enrol;
+mod generation;
+mod health;
+mod inbound;
+pub mod intercept;
+mod limits;
+mod metrics;
+mod outbound;
+mod probes;
+mod registry;
+mod relay;
+mod routes;
+mod shared;
+mod sockets;
+mod sync;
+mod tls;
+
+use std::{
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use self::{
+    accept::Acceptor,
+    health::Health,
+    limits::Limits,
+    shared::{Shared, Surroundings},
+};
+pub use self::{
+    channel::Control,
+    sockets::{Intercepted, resolvers},
+};
+use crate::{
+    brief::Direction,
+    sidecar::{ADMIN_PORT, Probes},
+    telemetry,
+};
+
+/// All that a proxy must be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where redirected connections from the network arrive.
+    pub inbound: Vec<SocketAddr>,
+    /// Where redirected connections of the application arrive.
+    pub outbound: Vec<SocketAddr>,
+    /// Readiness, metrics, probes.
+    pub health: Vec<SocketAddr>,
+    /// The pod's addresses.
+    pub pod_ips: Vec<IpAddr>,
+    /// The pod's UID.
+    pub pod_uid: String,
+    /// The pod's nameservers.
+    pub resolvers: Vec<IpAddr>,
+    /// The controller.
+    pub control: Control,
+    /// The pod-bound token.
+    pub token_file: PathBuf,
+    /// Where key, chain and brief survive a restart of the container.
+    pub state_dir: PathBuf,
+    /// The application's probes and hooks.
+    pub probes: Probes,
+    /// How original destinations are learnt.
+    pub intercepted: Intercepted,
+    /// How long inbound connections are still accepted when the pod ends.
+    pub drain_grace: Duration,
+}
+
+/// A proxy that holds its ports and serves nobody yet.
+#[derive(Debug)]
+pub struct Bound {
+    config: Config,
+    inbound: Vec<std::net::TcpListener>,
+    outbound: Vec<std::net::TcpListener>,
+    health: Vec<std::net::TcpListener>,
+}
+
+/// Takes every port; one that is taken already is an error here, not later.
+pub fn bind(config: Config) -> anyhow::Result<Bound> {
+    let inbound = sockets::listen_all(&config.inbound).context("inbound")?;
+    let outbound = sockets::listen_all(&config.outbound).context("outbound")?;
+    let health = sockets::listen_all(&config.health).context("health")?;
+    Ok(Bound { config, inbound, outbound, health })
+}
+
+fn addresses(listeners: &[std::net::TcpListener]) -> Vec<SocketAddr> {
+    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+}
+
+impl Bound {
+    /// Where redirected connections from the network arrive.
+    pub fn inbound(&self) -> Vec<SocketAddr> {
+        addresses(&self.inbound)
+    }
+
+    /// Where redirected connections of the application arrive.
+    pub fn outbound(&self) -> Vec<SocketAddr> {
+        addresses(&self.outbound)
+    }
+
+    /// Where readiness, metrics and probes are.
+    pub fn health(&self) -> Vec<SocketAddr> {
+        addresses(&self.health)
+    }
+
+    /// Replaces how original destinations are learnt, now that the ports are known.
+    #[must_use]
+    pub fn intercepted(mut self, intercepted: Intercepted) -> Self {
+        self.config.intercepted = intercepted;
+        self
+    }
+
+    /// Serves until `shutdown`, then drains.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let own_ports = [self.inbound(), self.outbound(), self.health()].concat();
+        let own_ports = own_ports.iter().map(SocketAddr::port).chain([ADMIN_PORT]).collect();
+        let Self { config, inbound, outbound, health } = self;
+        let Config { pod_ips, pod_uid, resolvers, control, token_file, state_dir, probes, intercepted, .. } = config;
+        std::fs::create_dir_all(&state_dir).with_context(|| format!("cannot use {}", state_dir.display()))?;
+        let place = Surroundings { pod_uid, pod_ips, resolvers, own_ports, state_dir, intercepted };
+        let shared = Arc::new(Shared::new(place));
+        restore(&shared);
+
+        let stop = CancellationToken::new();
+        // Whatever ends this function ends the tasks with it.
+        let _stop_on_return = stop.clone().drop_guard();
+        serve_health(&shared, health, probes, &stop)?;
+        let stop_inbound = stop.child_token();
+        let connections = TaskTracker::new();
+        let background = TaskTracker::new();
+        let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+        let limits = Arc::new(Limits::new(limits::descriptors(&limits)));
+        let acceptor = Acceptor { shared: shared.clone(), limits, tasks: connections.clone() };
+        for (listeners, direction, stop) in
+            [(inbound, Direction::Inbound, &stop_inbound), (outbound, Direction::Outbound, &stop)]
+        {
+            for listener in listeners {
+                let listener = TcpListener::from_std(listener)?;
+                background.spawn(acceptor.clone().run(listener, direction, stop.clone()));
+            }
+        }
+        let enrol = enrol::run(shared.clone(), control.clone(), token_file);
+        background.spawn(stop.clone().run_until_cancelled_owned(enrol));
+        background.spawn(stop.clone().run_until_cancelled_owned(sync::run(shared.clone(), control)));
+        tracing::info!("proxy started");
+
+        shutdown.await;
+        drain::drain(&shared, &connections, &stop_inbound, config.drain_grace).await;
+        stop.cancel();
+        background.close();
+        background.wait().await;
+        tracing::info!("proxy ended");
+        Ok(())
+    }
+}
+
+/// What survived a restart of the container is in force at once, with or without a controller.
+fn restore(shared: &Shared) {
+    let when = (telemetry::now(), telemetry::jitter());
+    let Some(kept) = credentials::load(&shared.place.state_dir, &shared.place.pod_uid, when) else { return };
+    shared.adopt_leaf(kept.leaf);
+    if let Some(brief) = kept.brief
+        && let Err(error) = shared.adopt_brief(brief)
+    {
+        tracing::warn!(%error, "kept brief is of no use");
+    }
+}
+
+fn serve_health(
+    shared: &Arc<Shared>,
+    listeners: Vec<std::net::TcpListener>,
+    probes: Probes,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    for listener in listeners {
+        let health = Health { shared: shared.clone(), probes: probes.clone() };
+        let stop = stop.clone();
+        // The thread ends with the token; it holds nothing that must be waited for.
+        std::thread::Builder::new().name("health".to_owned()).spawn(move || {
+            if let Err(error) = health.run(listener, &stop) {
+                tracing::error!(%error, "health server ended");
+            }
+        })?;
+    }
+    Ok(())
+}

@@ -94,7 +94,8 @@ async fn mutual(
     record: &mut Record,
 ) -> Result<(), Refusal> {
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
-    let name = ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
+    let name =
+        ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
     let network = sockets::dial(destination, true).await?;
     let secured = tls::connect(network, name, generation.client(&server)?).await.map_err(|refusal| match refusal {
         // It hung up on us in the middle of the handshake.

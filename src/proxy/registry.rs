@@ -76,7 +76,11 @@ pub(super) fn still_admitted(basis: &Basis, brief: &Brief, routes: &Table) -> Re
             Mode::ServerTls | Mode::Plaintext => Err(Refusal::PortNotAllowed),
         },
         Basis::Anybody { port, mode } => {
-            if brief.port(*port)?.mode == *mode { Ok(()) } else { Err(Refusal::PortNotAllowed) }
+            if brief.port(*port)?.mode == *mode {
+                Ok(())
+            } else {
+                Err(Refusal::PortNotAllowed)
+            }
         }
         Basis::Server { address, server, mode } => match routes.at(address.ip()) {
             None => Ok(()),

@@ -214,7 +214,13 @@ enum Stage {
 }
 
 impl Pipe {
-    fn poll<F, T>(&mut self, cx: &mut Context<'_>, from: &mut F, to: &mut T, scratch: &mut [u8]) -> Poll<Result<(), Broken>>
+    fn poll<F, T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut F,
+        to: &mut T,
+        scratch: &mut [u8],
+    ) -> Poll<Result<(), Broken>>
     where
         F: AsyncRead + Unpin,
         T: AsyncWrite + Unpin,

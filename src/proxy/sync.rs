@@ -11,7 +11,7 @@ use super::{
     shared::Shared,
 };
 use crate::{
-    brief::{MAX_SYNC_RESPONSE, POLL_HOLD_SECONDS, Report, SyncRequest, SyncResponse, VERSION},
+    brief::{Brief, MAX_SYNC_RESPONSE, POLL_HOLD_SECONDS, Report, SyncRequest, SyncResponse, VERSION},
     pki::renewal,
     telemetry,
 };
@@ -70,8 +70,7 @@ async fn follow(shared: &Shared, control: &Control, leaf: &Leaf, changed: &mut w
         }
     };
     let mut attempt = 0;
-    // A certificate that changed between the caller's look and ours is seen as well.
-    while !changed.has_changed().unwrap_or(true) {
+    while !superseded(leaf, &changed.borrow_and_update()) {
         let begun = Instant::now();
         let pause = match poll(shared, &mut channel, leaf, changed).await {
             Ok(Polled::News | Polled::Interrupted) => {
@@ -98,10 +97,14 @@ async fn follow(shared: &Shared, control: &Control, leaf: &Leaf, changed: &mut w
             }
         };
         tokio::select! {
-            _ = changed.changed() => return,
+            _ = changed.wait_for(|now| superseded(leaf, now)) => return,
             () = tokio::time::sleep(pause) => {}
         }
     }
+}
+
+fn superseded(leaf: &Leaf, now: &Option<Arc<Leaf>>) -> bool {
+    now.as_ref().is_none_or(|now| now.identity.serial != leaf.identity.serial)
 }
 
 async fn poll(
@@ -120,7 +123,7 @@ async fn poll(
     let answer = tokio::select! {
         biased;
         answer = channel.post::<SyncResponse>(&call, &request) => answer,
-        _ = changed.wait_for(|now| now.as_ref().is_none_or(|now| now.serial() != leaf.serial())) => {
+        _ = changed.wait_for(|now| superseded(leaf, now)) => {
             shared.refusals.put_back(request.report.refusals);
             return Ok(Polled::Interrupted);
         }
@@ -129,7 +132,9 @@ async fn poll(
     match answer {
         Ok(answer) => {
             shared.routes.answered(&request.ask);
-            apply(shared, answer)
+            let polled = apply(shared, answer)?;
+            // What was answered at once for our sake says nothing about the other side's pace.
+            Ok(if held { polled } else { Polled::News })
         }
         Err(error) => {
             shared.refusals.put_back(request.report.refusals);
@@ -176,13 +181,16 @@ async fn interruption(shared: &Shared, mut wanted: watch::Receiver<()>, mut refu
 }
 
 fn apply(shared: &Shared, answer: SyncResponse) -> Result<Polled, SyncError> {
-    let news = answer.brief.is_some() || answer.routes.is_some();
+    let in_force = shared.in_force();
+    let known = |brief: &Brief| in_force.is_some_and(|generation| *generation.cursor() == brief.cursor);
+    let brief = answer.brief.filter(|brief| !known(brief));
+    let news = brief.is_some() || answer.routes.is_some();
     // Routes first: a proxy that becomes ready by its first brief then knows where its peers are.
     if let Some(delta) = answer.routes {
         shared.routes.apply(delta);
         shared.routes_changed();
     }
-    if let Some(brief) = answer.brief {
+    if let Some(brief) = brief {
         shared.adopt_brief(brief)?;
     }
     Ok(if news { Polled::News } else { Polled::Nothing })

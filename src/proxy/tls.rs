@@ -76,7 +76,9 @@ tokio::task_local! {
 }
 
 /// The provider's way to load a private key.
-pub(super) fn signing_key(der: rustls_pki_types::PrivateKeyDer<'static>) -> Result<Arc<dyn rustls::sign::SigningKey>, Error> {
+pub(super) fn signing_key(
+    der: rustls_pki_types::PrivateKeyDer<'static>,
+) -> Result<Arc<dyn rustls::sign::SigningKey>, Error> {
     PROVIDER.key_provider.load_private_key(der)
 }
 

@@ -15,7 +15,9 @@ pub enum Problem {
     )]
     NoTrustDomain(String),
     /// The domain that the namespace names does not exist.
-    #[error("namespace {namespace} names trust domain {domain}, which does not exist or does not list it in spec.namespaces")]
+    #[error(
+        "namespace {namespace} names trust domain {domain}, which does not exist or does not list it in spec.namespaces"
+    )]
     DomainNotThere {
         /// The namespace.
         namespace: String,
@@ -38,7 +40,9 @@ pub enum Problem {
     #[error("dnsNames: {0} belongs to the older server {1}")]
     NameConflict(DnsName, String),
     /// Pods that an older server selects too.
-    #[error("selector must not select pods of another server: {pods} also match the older server {other}, which keeps them")]
+    #[error(
+        "selector must not select pods of another server: {pods} also match the older server {other}, which keeps them"
+    )]
     SelectorOverlap {
         /// Up to five pods.
         pods: String,
@@ -60,7 +64,9 @@ pub enum Problem {
     #[error("outbound.extra: Service {0} does not exist")]
     UnknownService(String),
     /// A Service port that leads to no declared port.
-    #[error("Service {service}: port {port} leads to no declared port or targetPort of this server; callers of it are refused")]
+    #[error(
+        "Service {service}: port {port} leads to no declared port or targetPort of this server; callers of it are refused"
+    )]
     ServicePortMismatch {
         /// Name of the Service.
         service: String,

@@ -167,10 +167,11 @@ fn claim(
     }
     // `<server>.<namespace>.<trust domain>` is the topology name of the server with that name, declared or not.
     let reserved = name.as_str().strip_suffix(domain.trust_domain.as_str()).and_then(|head| head.strip_suffix('.'));
-    if let Some((server, namespace)) = reserved.and_then(|head| head.split_once('.')).filter(|(_, ns)| !ns.contains('.')) {
-        if domain.namespaces.contains(namespace) && (namespace, server) != (key.namespace.as_str(), key.name.as_str()) {
-            return Err(Problem::NameConflict(name.clone(), format!("{namespace}/{server}")));
-        }
+    if let Some((server, namespace)) = reserved.and_then(|head| head.split_once('.'))
+        && domain.namespaces.contains(namespace)
+        && (namespace, server) != (key.namespace.as_str(), key.name.as_str())
+    {
+        return Err(Problem::NameConflict(name.clone(), format!("{namespace}/{server}")));
     }
     match claimed.get(&name) {
         Some(other) => Err(Problem::NameConflict(name, other.to_string())),
@@ -261,9 +262,11 @@ fn services(declared: &Declared, topology: &mut Topology, problems: &mut Problem
                 let ports = service_ports(service, &topology.servers[key], &selected, problems);
                 found.push((key.clone(), service.clone(), ports));
             }
-            ref several => problems.extend(several.iter().map(|key| {
-                (Key::Server((*key).clone()), Problem::ServiceSpansServers(service.name.clone()))
-            })),
+            ref several => problems.extend(
+                several
+                    .iter()
+                    .map(|key| (Key::Server((*key).clone()), Problem::ServiceSpansServers(service.name.clone()))),
+            ),
         }
     }
     topology.services = found;
@@ -331,12 +334,7 @@ fn peers_and_egress(declared: &Declared, object: &TrustedServer, topology: &mut 
     }
 }
 
-fn egress(
-    declared: &Declared,
-    object: &TrustedServer,
-    key: &ServerKey,
-    problems: &mut Problems,
-) -> Vec<EgressNetwork> {
+fn egress(declared: &Declared, object: &TrustedServer, key: &ServerKey, problems: &mut Problems) -> Vec<EgressNetwork> {
     let mut networks = vec![];
     for rule in &object.spec.outbound.extra {
         let EgressRule { cidr, service, ports } = rule;

@@ -196,7 +196,7 @@ fn a_service_over_two_servers_leads_nowhere() {
 fn a_member_of_a_stateful_set_has_its_own_name() {
     let mut world = declared(vec![server("db", 1, "  ports: [{name: db, port: 6379}]")]);
     let member = PodFacts { member: Some(("db-0".into(), "db".into())), ..pod("db-0", "db", 1) };
-    world.pods = vec![member.clone()];
+    world.pods = vec![member];
     world.services = vec![ServiceFacts { addresses: BTreeSet::new(), ..service("db", "db", &[]) }];
     let (topology, _) = Topology::resolve(&world);
     let (server, pod) = topology.pod("uid-db-0").unwrap();

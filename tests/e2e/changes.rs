@@ -21,7 +21,19 @@ struct Ticking {
 impl Ticking {
     fn start(place: &Place, from: &str, address: &str) -> Self {
         let mut child = program("kubectl")
-            .args(["-n", &place.name, "exec", from, "-c", "app", "--", "socat", "-u", &format!("TCP:{address}:7000"), "-"])
+            .args([
+                "-n",
+                &place.name,
+                "exec",
+                from,
+                "-c",
+                "app",
+                "--",
+                "socat",
+                "-u",
+                &format!("TCP:{address}:7000"),
+                "-",
+            ])
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -81,7 +93,9 @@ fn a_peer_may_call_within_two_seconds_and_is_cut_within_two_seconds_and_no_other
     };
     let first = Ticking::start(&place, "deploy/first", &address);
     assert!(first.ticks(Duration::from_secs(10)), "the declared peer gets through");
-    assert!(!place.run("deploy/second", &format!("timeout 3 socat -u TCP:{address}:7000 - | head -n 1 | grep tick")).ok);
+    assert!(
+        !place.run("deploy/second", &format!("timeout 3 socat -u TCP:{address}:7000 - | head -n 1 | grep tick")).ok
+    );
 
     let both = "[{\"server\": {\"name\": \"first\"}}, {\"server\": {\"name\": \"second\"}}]";
     let at = patch(both);

@@ -44,7 +44,8 @@ fn upgrade_uninstall_and_install_again_keep_objects_root_and_traffic() {
     assert!(kubectl(&["get", "crd", "trustedservers.entente.dev", "trustdomains.entente.dev"]).ok);
     assert!(place.kubectl(&["get", "trustedserver", "web"]).ok);
     assert_eq!(root(), before, "the authority stays");
-    let install = ["install", "entente", &chart, "-n", SYSTEM, "-f", file.to_str().unwrap(), "--wait", "--timeout", "2m"];
+    let install =
+        ["install", "entente", &chart, "-n", SYSTEM, "-f", file.to_str().unwrap(), "--wait", "--timeout", "2m"];
     let said = helm(&install);
     assert!(said.ok, "install again: {}", said.err);
     place.ready(&["web", "client"]);
@@ -78,7 +79,11 @@ fn the_chart_renders_and_lints_with_every_set_of_values() {
     let run = |arguments: &[&str]| -> Said {
         Command::new(node().join("bin/helm")).args(arguments).output().expect("helm is there: run ./up node").into()
     };
-    for values in [&[][..], &["--set", "replicas=3"], &["--set", "trustDomain.create=true,trustDomain.spiffeTrustDomain=a.example"]] {
+    for values in [
+        &[][..],
+        &["--set", "replicas=3"],
+        &["--set", "trustDomain.create=true,trustDomain.spiffeTrustDomain=a.example"],
+    ] {
         let said = run(&[&["lint", &chart], values].concat());
         assert!(said.ok, "{values:?}: {}{}", said.out, said.err);
         let said = run(&[&["template", "entente", &chart, "-n", SYSTEM], values].concat());

@@ -195,7 +195,8 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     pub(crate) fn refusal_event(&self, server: &str, code: &str) {
         until(20, &format!("an Event of {code} on {server}"), || {
             let template = "jsonpath={range .items[*]}{.regarding.name} {.action} {.note}{\"\\n\"}{end}";
-            let arguments = ["get", "events.events.k8s.io", "--field-selector", "reason=ConnectionRefused", "-o", template];
+            let arguments =
+                ["get", "events.events.k8s.io", "--field-selector", "reason=ConnectionRefused", "-o", template];
             let found = self.kubectl(&arguments).out;
             if found.lines().any(|line| line.starts_with(&format!("{server} {code} "))) { Ok(()) } else { Err(found) }
         });
@@ -228,7 +229,15 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
     /// The name of the first pod with label `app=NAME`.
     pub(crate) fn pod(&self, app: &str) -> String {
         let selector = format!("app={app}");
-        self.must(&["get", "pods", "-l", &selector, "--field-selector=status.phase=Running", "-o", "jsonpath={.items[0].metadata.name}"])
+        self.must(&[
+            "get",
+            "pods",
+            "-l",
+            &selector,
+            "--field-selector=status.phase=Running",
+            "-o",
+            "jsonpath={.items[0].metadata.name}",
+        ])
     }
 
     /// What a person would look at first.

@@ -1,13 +1,14 @@
 //! Promises on a real Kubernetes: the node of `./up node` with the chart installed. `./test cluster` runs them.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cluster;
 mod workloads;
 
 mod changes;
+mod chart;
 mod objects;
 mod outage;
 mod refused;
 mod renewal;
 mod server_tls;
 mod talk;
-mod chart;

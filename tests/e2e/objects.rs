@@ -58,9 +58,15 @@ fn the_api_server_refuses_what_cannot_be_right_and_says_what_is_allowed() {
         assert!(!said.ok && said.err.contains(words), "wanted {words:?}: {}{}", said.out, said.err);
     };
     check(&declared("a", "[]", "").replace("{matchLabels: {app: a}}", "{}"), "selector must name at least one label");
-    check(&declared("a", "[{name: a, port: 1}, {name: b, port: 2, targetPort: 1}]", ""), "no other port of this server uses");
+    check(
+        &declared("a", "[{name: a, port: 1}, {name: b, port: 2, targetPort: 1}]", ""),
+        "no other port of this server uses",
+    );
     check(&declared("a", "[{name: a, port: 1, protocol: UDP}]", ""), "UDP must have mode Plaintext");
-    check(&declared("a", "[{name: a, port: 1, mode: ServerTLS, allowFrom: []}]", ""), "allowFrom must not be set unless");
+    check(
+        &declared("a", "[{name: a, port: 1, mode: ServerTLS, allowFrom: []}]", ""),
+        "allowFrom must not be set unless",
+    );
     check(&declared("a", "[{name: a, port: 15006}]", ""), "must not be one of the sidecar's own");
     check(&declared("a", "[{name: a, port: 70000}]", ""), "65535");
     check(&declared("a", "[]", "  dnsNames: ['*.contoso.example']"), "dnsNames");
@@ -69,7 +75,8 @@ fn the_api_server_refuses_what_cannot_be_right_and_says_what_is_allowed() {
     place.apply(&declared("a", "[]", ""));
     let said = kubectl(&["get", "trustdomain", "contoso", "-o", "name"]);
     assert!(said.ok, "{}", said.err);
-    let patch = ["patch", "trustdomain", "contoso", "--type=merge", "-p", "{\"spec\":{\"spiffeTrustDomain\":\"x.example\"}}"];
+    let patch =
+        ["patch", "trustdomain", "contoso", "--type=merge", "-p", "{\"spec\":{\"spiffeTrustDomain\":\"x.example\"}}"];
     assert!(kubectl(&patch).err.contains("must not change"));
 }
 

@@ -61,7 +61,8 @@ fn leader() -> String {
 
 /// Serials of a server's ledger: one line for each certificate that was ever signed and lives.
 fn issued(place: &Place, server: &str) -> String {
-    let template = "jsonpath={range .items[*]}{.metadata.annotations.entente\\.dev/server} {.data.sequence}{\"\\n\"}{end}";
+    let template =
+        "jsonpath={range .items[*]}{.metadata.annotations.entente\\.dev/server} {.data.sequence}{\"\\n\"}{end}";
     let all = must(&["-n", SYSTEM, "get", "configmaps", "-l", "entente.dev/part=ledger", "-o", template]);
     let own = format!("{}/{server} ", place.name);
     all.lines().filter(|line| line.starts_with(&own)).collect()
@@ -110,7 +111,17 @@ fn killed_again_and_again_while_servers_appear_the_controller_loses_and_doubles_
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while killed.load(Ordering::Relaxed) < kills {
-                let pods = kubectl(&["-n", SYSTEM, "get", "pods", "-l", CONTROLLER, "--field-selector=status.phase=Running", "-o", "jsonpath={.items[*].metadata.name}"]);
+                let pods = kubectl(&[
+                    "-n",
+                    SYSTEM,
+                    "get",
+                    "pods",
+                    "-l",
+                    CONTROLLER,
+                    "--field-selector=status.phase=Running",
+                    "-o",
+                    "jsonpath={.items[*].metadata.name}",
+                ]);
                 for pod in pods.out.split_whitespace() {
                     kill(pod);
                     // A new pod starts at once; a restarted container would wait longer and longer.

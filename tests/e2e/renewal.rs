@@ -16,7 +16,16 @@ fn leaves_of_two_minutes_are_renewed_under_steady_load_and_no_request_fails() {
     place.apply(&server("client", IDLE, "[]", ""));
     place.ready(&["web", "client"]);
     let seconds = amount(600, 100);
-    let serial = || place.must(&["get", "events.events.k8s.io", "--field-selector", "reason=Issued", "-o", "jsonpath={range .items[*]}{.note}{\"\\n\"}{end}"]);
+    let serial = || {
+        place.must(&[
+            "get",
+            "events.events.k8s.io",
+            "--field-selector",
+            "reason=Issued",
+            "-o",
+            "jsonpath={range .items[*]}{.note}{\"\\n\"}{end}",
+        ])
+    };
     let before = serial();
     let began = Instant::now();
     // Each request is a new connection: 20 a second, each failure is counted and shown.
@@ -25,10 +34,17 @@ fn leaves_of_two_minutes_are_renewed_under_steady_load_and_no_request_fails() {
     );
     let said = place.run("deploy/client", &line);
     assert!(began.elapsed() >= Duration::from_secs(seconds), "{}{}", said.out, said.err);
-    let counts: Vec<u64> = said.out.lines().next().unwrap_or_default().split(' ').filter_map(|n| n.parse().ok()).collect();
+    let counts: Vec<u64> =
+        said.out.lines().next().unwrap_or_default().split(' ').filter_map(|n| n.parse().ok()).collect();
     eprintln!("{} requests over {seconds} s with leaves of {lifetime} s, {} failed", counts[0], counts[1]);
     assert!(counts[0] > seconds * 5 && counts[1] == 0, "{}\n{}", said.out, place.picture());
     assert_ne!(serial(), before, "no renewal happened");
-    let status = place.must(&["get", "trustedserver", "web", "-o", "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}"]);
+    let status = place.must(&[
+        "get",
+        "trustedserver",
+        "web",
+        "-o",
+        "jsonpath={.status.conditions[?(@.type==\"Ready\")].status}",
+    ]);
     assert_eq!(status, "True");
 }

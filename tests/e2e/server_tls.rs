@@ -40,9 +40,13 @@ spec:
         let call = |arguments: &str| place.run(from, &format!("curl -sS --max-time 10 {arguments}"));
         let good = call(&format!("--cacert {bundle} https://web.{}.svc.cluster.local/", place.name));
         assert_eq!(good.out, "hello\n", "{from}: {}", good.err);
-        let named = call(&format!("--cacert {bundle} --connect-to shop.contoso.example:443:web:443 https://shop.contoso.example/"));
+        let named = call(&format!(
+            "--cacert {bundle} --connect-to shop.contoso.example:443:web:443 https://shop.contoso.example/"
+        ));
         assert_eq!(named.out, "hello\n", "{from}, by its declared name: {}", named.err);
-        let wrong = call(&format!("--cacert {bundle} --connect-to else.contoso.example:443:web:443 https://else.contoso.example/"));
+        let wrong = call(&format!(
+            "--cacert {bundle} --connect-to else.contoso.example:443:web:443 https://else.contoso.example/"
+        ));
         assert!(!wrong.ok && wrong.err.contains("SSL"), "{from}: a wrong name was accepted: {}", wrong.out);
         let blind = call(&format!("https://web.{}.svc.cluster.local/", place.name));
         assert!(!blind.ok && blind.err.contains("SSL"), "{from}: accepted without our CA: {}", blind.out);

@@ -49,7 +49,8 @@ fn redis_and_http_pass_unmodified_and_the_wire_holds_tls_13_and_none_of_the_payl
     place.apply(&server("client", IDLE, "[]", ""));
     place.ready(&["redis", "web", "client"]);
     let capture = Capture::start(&place.name);
-    let said = place.run("deploy/client", "redis-cli -h redis SET key the-secret-question && redis-cli -h redis GET key");
+    let said =
+        place.run("deploy/client", "redis-cli -h redis SET key the-secret-question && redis-cli -h redis GET key");
     assert_eq!(said.out, "OK\nthe-secret-question\n", "{}", said.err);
     let said = place.run("deploy/client", "curl -sS --max-time 10 http://web/");
     assert_eq!(said.out, "the-secret-answer\n", "{}", said.err);

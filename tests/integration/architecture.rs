@@ -22,8 +22,21 @@ const CORE: &[&str] = &["identity", "refusal", "brief", "sidecar", "pki", "api",
 
 /// What the core never says: async, clock, dice, environment, files, sockets, clients.
 const IMPURE: &[&str] = &[
-    "async fn", ".await", "tokio::", "SystemTime::now", "Timestamp::now", "Instant::now", "std::env", "std::fs", "std::net::Tcp",
-    "std::net::Udp", "std::process", "kube::Client", "telemetry::", "rand::", "KeyPair::generate",
+    "async fn",
+    ".await",
+    "tokio::",
+    "SystemTime::now",
+    "Timestamp::now",
+    "Instant::now",
+    "std::env",
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::process",
+    "kube::Client",
+    "telemetry::",
+    "rand::",
+    "KeyPair::generate",
 ];
 
 const LONGEST_FILE: usize = 600;

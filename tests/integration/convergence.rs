@@ -124,7 +124,8 @@ impl Map {
                     return Err(ApplyError::Conflict);
                 }
                 let keys = [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()];
-                let made = authority::create(terms, keys, [serial(held.version, 1), serial(held.version, 2)], self.now())?;
+                let made =
+                    authority::create(terms, keys, [serial(held.version, 1), serial(held.version, 2)], self.now())?;
                 let root = made.root_certificate.clone();
                 self.roots.lock().unwrap().entry(domain.clone()).or_default().insert(root);
                 held.materials.insert(domain.clone(), made);
@@ -149,7 +150,8 @@ impl Map {
             }
             Step::DomainStatus { name, version: planned, status } => {
                 let found = held.world.declared.domains.iter_mut().find(|one| one.metadata.name.as_ref() == Some(name));
-                let domain = found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
+                let domain =
+                    found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
                 let before = domain.status.as_ref().map_or(0, |status| status.topology_revision);
                 assert!(status.topology_revision >= before, "a revision never goes back");
                 domain.status = Some((**status).clone());
@@ -157,7 +159,8 @@ impl Map {
             }
             Step::ServerStatus { key, version: planned, status } => {
                 let found = held.world.declared.servers.iter_mut().find(|one| key_of(one) == *key);
-                let server = found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
+                let server =
+                    found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
                 server.status = Some((**status).clone());
                 server.metadata.resource_version = Some(version);
             }
@@ -254,7 +257,10 @@ fn life(map: &Map) {
                 if !declared.servers.iter().any(|one| key_of(one) == key_of(&new)) {
                     held.world.ledgers.insert(
                         format!("ledger-{namespace}-{name}"),
-                        LedgerSeen { server: key_of(&new), last: Timestamp::from_second(now.as_second() + 90).unwrap() },
+                        LedgerSeen {
+                            server: key_of(&new),
+                            last: Timestamp::from_second(now.as_second() + 90).unwrap(),
+                        },
                     );
                     declared.servers.push(new);
                 }
@@ -383,7 +389,9 @@ fn an_issuer_is_renewed_at_half_its_life_and_when_the_domain_gets_another_name()
     *map.faults.lock().unwrap() = false;
     map.edit(|held| held.world.first_domain = Some(domain()));
     settle(&map, 1);
-    let key = |map: &Map| Authority::load(&map.held.lock().unwrap().materials["contoso"], map.now()).unwrap().key_id().to_owned();
+    let key = |map: &Map| {
+        Authority::load(&map.held.lock().unwrap().materials["contoso"], map.now()).unwrap().key_id().to_owned()
+    };
     let first = key(&map);
     map.advance(86_400 + 600);
     settle(&map, 1);

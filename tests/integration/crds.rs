@@ -11,7 +11,11 @@ fn same(file: &Path, text: &str) {
         fs::write(file, text).unwrap();
     }
     let held = fs::read_to_string(file).unwrap_or_default();
-    assert!(held == text, "{} is not what the code generates: run UPDATE=1 cargo test --test integration", file.display());
+    assert!(
+        held == text,
+        "{} is not what the code generates: run UPDATE=1 cargo test --test integration",
+        file.display()
+    );
 }
 
 #[test]

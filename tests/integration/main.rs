@@ -1,4 +1,5 @@
 //! Promises that need no cluster.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod architecture;
 #[cfg(feature = "controller")]

@@ -1,0 +1,94 @@
+//! `entente proxy`: the sidecar.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    proxy::{self, Config, Control, Intercepted},
+    sidecar,
+};
+
+/// What the injected pod tells its sidecar.
+#[derive(Debug, clap::Args)]
+pub(super) struct Arguments {
+    /// HOST:PORT of the controller's channel.
+    #[arg(long, env = sidecar::ENV_CONTROL_ADDRESS)]
+    control_address: String,
+    /// PEM of the authority that vouches for the controller.
+    #[arg(long, env = sidecar::ENV_CONTROL_CA)]
+    control_ca: String,
+    /// The pod's addresses.
+    #[arg(long, env = sidecar::ENV_POD_IPS, value_delimiter = ',', required = true)]
+    pod_ips: Vec<IpAddr>,
+    /// The pod's UID.
+    #[arg(long, env = sidecar::ENV_POD_UID)]
+    pod_uid: String,
+    /// The application's probes and hooks, JSON.
+    #[arg(long, env = sidecar::ENV_PROBES, default_value = "{}", value_parser = probes)]
+    probes: sidecar::Probes,
+    /// Where key, chain and brief are kept.
+    #[arg(long, default_value = sidecar::STATE_DIR)]
+    state_dir: PathBuf,
+    /// The pod-bound token.
+    #[arg(long, default_value = sidecar::TOKEN_FILE)]
+    token_file: PathBuf,
+    /// Where the pod's nameservers are listed.
+    #[arg(long, default_value = "/etc/resolv.conf")]
+    resolv_conf: PathBuf,
+}
+
+fn probes(json: &str) -> Result<sidecar::Probes, String> {
+    serde_json::from_str(json).map_err(|error| error.to_string())
+}
+
+/// One or two threads carry the data; health has its own.
+const MAX_WORKERS: usize = 2;
+/// How long new callers are still welcome when the pod ends.
+const DRAIN_GRACE: Duration = Duration::from_secs(1);
+
+pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let resolv_conf = std::fs::read_to_string(&arguments.resolv_conf)
+        .with_context(|| format!("cannot read {}", arguments.resolv_conf.display()))?;
+    let everywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let on = |addresses: [IpAddr; 2], port| addresses.map(|address| SocketAddr::new(address, port)).to_vec();
+    let config = Config {
+        inbound: on(everywhere, sidecar::INBOUND_PORT),
+        outbound: on(loopback, sidecar::OUTBOUND_PORT),
+        health: on(everywhere, sidecar::HEALTH_PORT),
+        pod_ips: arguments.pod_ips.iter().map(IpAddr::to_canonical).collect(),
+        pod_uid: arguments.pod_uid,
+        resolvers: proxy::resolvers(&resolv_conf),
+        control: Control { address: arguments.control_address, authority: arguments.control_ca },
+        token_file: arguments.token_file,
+        state_dir: arguments.state_dir,
+        probes: arguments.probes,
+        intercepted: Intercepted::OriginalDestination,
+        drain_grace: DRAIN_GRACE,
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(1, MAX_WORKERS))
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        proxy::bind(config)?.run(shutdown).await
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
