@@ -4,6 +4,8 @@
 mod controller;
 #[cfg(feature = "controller")]
 mod crds;
+mod intercept;
+mod proxy;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,12 @@ enum Verb {
     /// Print the CustomResourceDefinitions of this version.
     #[cfg(feature = "controller")]
     Crds(crds::Crds),
+    /// Run the sidecar (the injected pod does).
+    #[command(hide = true)]
+    Proxy(proxy::Arguments),
+    /// Load and prove the interception rules (the injected init container does).
+    #[command(hide = true)]
+    Intercept(intercept::Arguments),
 }
 
 /// Runs what the command line asks for. Exit codes: 0 fine, 1 a problem, 2 could not find out, 64 bad usage.
@@ -47,6 +55,8 @@ pub fn run() -> ExitCode {
         Verb::Controller(arguments) => controller::run(arguments),
         #[cfg(feature = "controller")]
         Verb::Crds(arguments) => crds::run(&arguments),
+        Verb::Proxy(arguments) => proxy::run(arguments),
+        Verb::Intercept(arguments) => intercept::run(&arguments),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,6 @@
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
-    process::ExitCode,
     time::Duration,
 };
 
@@ -53,7 +52,7 @@ const MAX_WORKERS: usize = 2;
 /// How long new callers are still welcome when the pod ends.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let resolv_conf = std::fs::read_to_string(&arguments.resolv_conf)
         .with_context(|| format!("cannot read {}", arguments.resolv_conf.display()))?;
     let everywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
@@ -90,5 +89,5 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         };
         proxy::bind(config)?.run(shutdown).await
     })?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

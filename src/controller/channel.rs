@@ -107,7 +107,7 @@ fn answer(
             return Err(Refused::new(StatusCode::FORBIDDEN, "AnotherServer", message));
         }
         Some((server, pod)) => briefs::brief_of(&view.topology, server, pod, &domain.roots, revision),
-        None if view.known_pods.contains(uid) || patience_over => briefs::withdrawn(identity.id.clone(), revision),
+        None if view.known_pods.contains(uid) || patience_over => briefs::withdrawn(identity, &domain.roots, revision),
         None => return Ok(response),
     };
     let held = request.after.as_ref();

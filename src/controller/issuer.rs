@@ -49,7 +49,7 @@ use crate::{
 };
 
 /// A pod that no server selects yet is kept waiting this long: its server may be created a moment later.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(12);
 /// Requests under way at a time; more wait.
 const AT_ONCE: usize = 64;
 /// Tries to append to a ledger that others append to as well.

@@ -94,17 +94,15 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let kube = KubeConfig::infer().await.context("found no access to a Kubernetes API server")?;
     let client = Client::try_from(kube)?;
     let control = ControlPlane::load(&client, &config.namespace, &config.service).await?;
-    let mut tasks = JoinSet::new();
-    let outcome = replica(&config, client, control, listeners, &mut tasks, &shutdown).await;
+    let mut watches = JoinSet::new();
+    let mut servers = JoinSet::new();
+    let outcome = replica(&config, client, control, listeners, (&mut watches, &mut servers), &shutdown).await;
     shutdown.cancel();
-    while let Some(ended) = tasks.join_next().await {
-        if let Err(failure) =
-            ended.map_or_else(|failure| if failure.is_cancelled() { Ok(()) } else { Err(failure) }, Ok)
-        {
+    watches.shutdown().await;
+    // Servers end by themselves: what they are in the middle of, they finish.
+    while let Some(ended) = servers.join_next().await {
+        if let Err(failure) = ended {
             error!(error = %failure, "a task failed");
-        }
-        if tasks.len() <= 1 {
-            tasks.abort_all();
         }
     }
     outcome
@@ -116,17 +114,17 @@ async fn replica(
     client: Client,
     control: ControlPlane,
     listeners: [TcpListener; 3],
-    tasks: &mut JoinSet<()>,
+    (watches, servers): (&mut JoinSet<()>, &mut JoinSet<()>),
     shutdown: &CancellationToken,
 ) -> Result<()> {
     let signal = Signal::new();
-    let stores = Stores::start(&client, &config.namespace, &signal, tasks);
+    let stores = Stores::start(&client, &config.namespace, &signal, watches);
     let proxies = Arc::new(Proxies::new(signal.clone()));
     let metrics = Arc::new(health::Metrics::new());
     let (publish, view) = latest::channel(Arc::new(View::default()));
     let (events, write_events) =
         events::Events::new(client.clone(), config.pod_name.clone(), view.clone(), Arc::clone(&metrics));
-    tasks.spawn(write_events);
+    watches.spawn(write_events);
     let ready = Arc::new(AtomicBool::new(false));
     let issuer = issuer::Issuer::new(
         client.clone(),
@@ -139,17 +137,17 @@ async fn replica(
     let tls = Arc::new(ArcSwap::from_pointee(control.server(telemetry::now())?));
     let channel_router = channel_router(issuer, view.clone(), &proxies, events, &control);
     let hook_router = hook_router(config, client.clone(), view.clone(), &control);
-    tasks.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
-    tasks.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
+    servers.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
+    servers.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
     let health_router = health::router(Arc::clone(&metrics), Arc::clone(&ready), Arc::clone(&proxies));
     let stopped = shutdown.clone();
-    tasks.spawn(async move {
+    servers.spawn(async move {
         let serving = axum::serve(health, health_router).with_graceful_shutdown(stopped.cancelled_owned());
         if let Err(failure) = serving.await {
             error!(error = %failure, "the health endpoint ended");
         }
     });
-    tasks.spawn(renew_own(control.clone(), tls, client.clone(), shutdown.clone()));
+    servers.spawn(renew_own(control.clone(), tls, client.clone(), shutdown.clone()));
     let lease = LeaseManagerBuilder::new(client.clone(), "entente-leader")
         .with_namespace(&config.namespace)
         .with_identity(&config.pod_name)
@@ -161,7 +159,7 @@ async fn replica(
     let port = config.channel.port();
     let follow = replicas::follow(view, leads.clone(), config.pod_name.clone(), port, control, Arc::clone(&proxies));
     let stopped = shutdown.clone();
-    tasks.spawn(async move {
+    servers.spawn(async move {
         let _ = stopped.run_until_cancelled(follow).await;
     });
     let seat = Seat { client, namespace: config.namespace.clone(), stores, proxies, metrics, publish, leads };

@@ -4,7 +4,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     brief::{Brief, Cursor, Egress, INTERNAL, Port, Scope, Standing, VERSION},
-    identity::SpiffeId,
+    identity::Identity,
     pki,
     topology::{Server, ServerPort, Topology, facts::PodFacts},
 };
@@ -29,19 +29,20 @@ pub fn brief_of(topology: &Topology, server: &Server, pod: &PodFacts, anchors: &
     )
 }
 
-/// The brief of a pod whose server is no longer declared: refuse everything, end what is open.
-pub fn withdrawn(identity: SpiffeId, revision: u64) -> Brief {
+/// The brief of a pod whose server is no longer declared: refuse everything, end what is open. It keeps the names and
+/// the anchors that the pod has, so that nothing is asked for anew and the pod can come back.
+pub fn withdrawn(identity: &Identity, anchors: &[String], revision: u64) -> Brief {
     sealed(
         Brief {
             version: VERSION,
             cursor: Cursor::default(),
-            identity,
+            identity: identity.id.clone(),
             standing: Standing::Withdrawn,
-            names: vec![],
+            names: identity.dns_names.iter().cloned().collect(),
             lifetime_seconds: 86_400,
             ports: vec![],
             egress: Egress::default(),
-            scopes: vec![],
+            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors: anchors.to_vec() }],
             drain_seconds: 0,
         },
         revision,

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::*;
 use crate::{
     api::TrustedServer,
-    identity::DnsName,
+    identity::{DnsName, Identity},
     pki::authority::Validity,
     topology::{Declared, facts::PodFacts},
 };
@@ -202,8 +202,17 @@ fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
     assert_eq!(brief.anchors("internal"), ["root"]);
     let later = briefs::brief_of(&topology, web, pod, &["root".to_owned()], 8);
     assert_eq!(later.cursor.hash, brief.cursor.hash, "the hash does not move with the revision");
-    let gone = briefs::withdrawn(web.id.clone(), 9);
+    let identity = Identity {
+        id: web.id.clone(),
+        dns_names: web.names.clone(),
+        pod_uid: Some(pod.uid.clone()),
+        serial: vec![1],
+        not_before: at(0),
+        not_after: at(9),
+    };
+    let gone = briefs::withdrawn(&identity, &["root".to_owned()], 9);
     assert!(gone.port(80).is_err() && gone.ports.is_empty());
+    assert_eq!(gone.anchors("internal"), ["root"], "it can be put in force like any other");
 }
 
 #[test]

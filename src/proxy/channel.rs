@@ -127,9 +127,9 @@ impl Channel {
 
     async fn exchange(&mut self, call: &Call<'_>, body: Bytes) -> Result<(StatusCode, Bytes), ChannelError> {
         // While an exchange is under way the connection is out of its place, so a cancelled one is never used again.
-        let mut connection = match self.open.take() {
-            Some(mut open) if open.ready().await.is_ok() => open,
-            _ => self.connect().await?,
+        let mut connection = match self.kept().await {
+            Some(kept) => kept,
+            None => self.connect().await?,
         };
         let mut request = Request::builder()
             .method(Method::POST)
@@ -146,6 +146,12 @@ impl Channel {
         let body = body.collect().await.map_err(|error| ChannelError::Unreadable(error.to_string()))?.to_bytes();
         self.open = Some(connection);
         Ok((status, body))
+    }
+
+    /// The kept connection, unless the other side has closed it meanwhile.
+    async fn kept(&mut self) -> Option<SendRequest<Full<Bytes>>> {
+        let mut open = self.open.take()?;
+        open.ready().await.ok().map(|()| open)
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ChannelError> {

@@ -10,7 +10,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::tls;
 use crate::{
-    brief::{Brief, CertificateRequest, CertificateResponse},
+    brief::{Brief, CertificateRequest, CertificateResponse, Standing},
     identity::Identity,
     pki::{
         self, csr, renewal,
@@ -143,6 +143,10 @@ impl Leaf {
 
     /// Whether `brief` asks for other names or another lifetime than this leaf was issued with.
     pub(super) fn differs_from(&self, brief: &Brief) -> bool {
+        if brief.standing == Standing::Withdrawn {
+            // Nobody issues anything to a server that is no longer declared.
+            return false;
+        }
         let names: BTreeSet<_> = brief.names.iter().cloned().collect();
         let lifetime = self.lifetime.is_some_and(|lifetime| lifetime != brief.lifetime_seconds);
         lifetime || names != self.identity.dns_names || brief.identity != self.identity.id

@@ -35,9 +35,9 @@ pub(super) enum GenerationError {
     #[error("the brief is for {brief}, our certificate names {leaf}")]
     Identity {
         /// Whom the brief names.
-        brief: SpiffeId,
+        brief: String,
         /// Whom our certificate names.
-        leaf: SpiffeId,
+        leaf: String,
     },
     /// Older than the one in force.
     #[error("brief revision {new} is older than {current}")]
@@ -111,7 +111,10 @@ impl Generation {
             return Err(GenerationError::Version(brief.version));
         }
         if brief.identity != leaf.identity.id {
-            return Err(GenerationError::Identity { brief: brief.identity, leaf: leaf.identity.id.clone() });
+            return Err(GenerationError::Identity {
+                brief: brief.identity.to_string(),
+                leaf: leaf.identity.id.to_string(),
+            });
         }
         check_ports(&brief)?;
         let anchors = Anchors::parse(brief.anchors(INTERNAL))?;

@@ -75,7 +75,7 @@ pub fn ruleset(udp_ports: &[u16], resolvers: &[IpAddr], ipv6: Ipv6) -> String {
 
 /// What may leave the pod. TCP that conntrack did not redirect (an invalid packet, say) is dropped here.
 fn filter_out(udp_ports: &[u16], resolvers: &[IpAddr]) -> String {
-    let (v4, v6): (Vec<_>, Vec<_>) = resolvers.iter().partition(|address| address.is_ipv4());
+    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = resolvers.iter().partition(|address| address.is_ipv4());
     let mut chain = format!(
         "  chain filter_out {{\n\
          \x20   type filter hook output priority 0; policy drop;\n\
@@ -93,7 +93,7 @@ fn filter_out(udp_ports: &[u16], resolvers: &[IpAddr]) -> String {
     if !udp_ports.is_empty() {
         let _ = writeln!(chain, "    udp sport {{ {0} }} accept\n    udp dport {{ {0} }} accept", list(udp_ports));
     }
-    let _ = write!(chain, "{NEIGHBOURS}  }}\n");
+    let _ = writeln!(chain, "{NEIGHBOURS}  }}");
     chain
 }
 
@@ -109,7 +109,7 @@ fn filter_in(udp_ports: &[u16]) -> String {
     if !udp_ports.is_empty() {
         let _ = writeln!(chain, "    udp dport {{ {} }} accept", list(udp_ports));
     }
-    let _ = write!(chain, "{NEIGHBOURS}  }}\n");
+    let _ = writeln!(chain, "{NEIGHBOURS}  }}");
     chain
 }
 

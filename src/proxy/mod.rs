@@ -140,7 +140,7 @@ impl Bound {
         let stop = CancellationToken::new();
         // Whatever ends this function ends the tasks with it.
         let _stop_on_return = stop.clone().drop_guard();
-        serve_health(&shared, health, probes, &stop)?;
+        serve_health(&shared, health, &probes, &stop)?;
         let stop_inbound = stop.child_token();
         let connections = TaskTracker::new();
         let background = TaskTracker::new();
@@ -185,7 +185,7 @@ fn restore(shared: &Shared) {
 fn serve_health(
     shared: &Arc<Shared>,
     listeners: Vec<std::net::TcpListener>,
-    probes: Probes,
+    probes: &Probes,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     for listener in listeners {

@@ -172,7 +172,7 @@ impl Shared {
 
     /// Refuses destinations that are the proxy itself.
     pub(super) fn not_ourselves(&self, destination: SocketAddr) -> Result<(), Refusal> {
-        let ours = destination.ip().is_loopback() || self.place.pod_ips.contains(&destination.ip());
+        let ours = self.place.pod_ips.contains(&destination.ip());
         if ours && self.place.own_ports.contains(&destination.port()) {
             return Err(Refusal::ForbiddenDestination(DestinationDetail::OwnPort));
         }

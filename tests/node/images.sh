@@ -2,7 +2,7 @@
 # Container images without a registry: a debootstrap base, a layer of ours on top, imported into containerd.
 
 BASE_PACKAGES=nftables
-TOOLS_PACKAGES=nftables,nginx-light,redis-server,redis-tools,curl,ca-certificates,openssl,socat,netcat-openbsd,iperf3,python3-minimal,tcpdump,procps,iproute2,util-linux
+TOOLS_PACKAGES=nftables,nginx-light,redis-server,redis-tools,curl,ca-certificates,openssl,socat,netcat-openbsd,iperf3,python3,tcpdump,procps,iproute2,util-linux
 
 # The Debian mirror that this machine itself uses: where its base system comes from.
 mirror() {
@@ -45,7 +45,7 @@ C
 layers() {
   cached pause-1 "holds a pod's namespaces" build_pause
   cached base-1 "Debian 12 with nftables, about half a minute, once" build_base
-  cached tools-1 "Debian 12 with what tests and examples run, about a minute, once" build_tools
+  cached tools-2 "Debian 12 with what tests and examples run, about a minute, once" build_tools
 }
 
 # image NAME CONFIG-JSON LAYER...: writes an image archive (docker's format) to standard output.
@@ -94,8 +94,8 @@ load() {
 
 # The images that need only Debian.
 load_tools() {
-  load registry.local/pause:dev 1 '{"Entrypoint": ["/pause"]}' "$CACHE/pause-1/layer.tar"
-  load registry.local/tools:dev 1 '{"Cmd": ["/bin/sh"]}' "$CACHE/tools-1/layer.tar"
+  load registry.local/pause:dev pause-1 '{"Entrypoint": ["/pause"]}' "$CACHE/pause-1/layer.tar"
+  load registry.local/tools:dev tools-2 '{"Cmd": ["/bin/sh"]}' "$CACHE/tools-2/layer.tar"
 }
 
 build_entente() { (cd "$ROOT" && cargo build --locked --profile quick); }

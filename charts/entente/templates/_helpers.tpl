@@ -21,3 +21,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{ printf "%s:%s" $name ($image.tag | default .Chart.AppVersion) }}
 {{- end -}}
 {{- end }}
+
+{{/* Name of the first TrustDomain. */}}
+{{- define "entente.domain" -}}
+{{- .Values.trustDomain.name | default (splitList "." .Values.trustDomain.spiffeTrustDomain | first) -}}
+{{- end }}

@@ -1,0 +1,80 @@
+//! Applications: what they do with a connection, and how many they were given.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+};
+
+/// An application in the test.
+#[derive(Clone)]
+pub struct Application {
+    pub address: SocketAddr,
+    accepted: Arc<AtomicUsize>,
+}
+
+/// What an application does with a connection.
+#[derive(Clone, Copy)]
+pub enum Behaviour {
+    /// Sends back what it reads, and closes when the caller does.
+    Echo,
+    /// Speaks first, then echoes.
+    Greets,
+    /// Reads to the end before it says how many bytes there were.
+    Counts,
+    /// Closes its own direction at once, then reads to the end and reports through the count of connections.
+    ClosesFirst,
+}
+
+pub const GREETING: &[u8] = b"220 at your service\r\n";
+
+impl Application {
+    pub async fn start(address: IpAddr, behaviour: Behaviour) -> Self {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
+        let application = Self { address: listener.local_addr().unwrap(), accepted: Arc::default() };
+        let accepted = application.accepted.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                accepted.fetch_add(1, Ordering::SeqCst);
+                tokio::spawn(serve(stream, behaviour));
+            }
+        });
+        application
+    }
+
+    /// Connections so far.
+    pub fn accepted(&self) -> usize {
+        self.accepted.load(Ordering::SeqCst)
+    }
+}
+
+async fn serve(mut stream: TcpStream, behaviour: Behaviour) -> std::io::Result<()> {
+    match behaviour {
+        Behaviour::Echo => {}
+        Behaviour::Greets => stream.write_all(GREETING).await?,
+        Behaviour::Counts => {
+            let mut all = vec![];
+            stream.read_to_end(&mut all).await?;
+            stream.write_all(all.len().to_string().as_bytes()).await?;
+            return stream.shutdown().await;
+        }
+        Behaviour::ClosesFirst => stream.shutdown().await?,
+    }
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let length = stream.read(&mut buffer).await?;
+        if length == 0 {
+            return stream.shutdown().await;
+        }
+        if !matches!(behaviour, Behaviour::ClosesFirst) {
+            stream.write_all(&buffer[..length]).await?;
+        }
+    }
+}

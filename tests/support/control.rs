@@ -1,0 +1,300 @@
+//! A control server in one file: issues certificates, hands out briefs and routes, remembers what it was told.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use entente::{
+    brief::{
+        Allow, Brief, CertificateRequest, Cursor, Denied, Egress, INTERNAL, MAX_SYNC_REQUEST, POLL_HOLD_SECONDS, Port,
+        RefusedConnections, Route, RouteCursor, RouteDelta, Scope, Standing, SyncRequest, SyncResponse, VERSION,
+    },
+    identity::{Identity, SpiffeId},
+    pki,
+    proxy::Control,
+};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Request, Response, StatusCode, body::Incoming, header::AUTHORIZATION, service::service_fn};
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType};
+use rustls::{RootCertStore, ServerConfig, server::WebPkiClientVerifier};
+use rustls_pki_types::CertificateDer;
+use tokio::{net::TcpListener, sync::watch};
+use tokio_rustls::TlsAcceptor;
+
+use super::{
+    domain::{Domain, pkcs8},
+    wire::provider,
+};
+
+/// What the server knows of one pod, and what the pod said.
+#[derive(Clone)]
+pub struct Pod {
+    pub server: String,
+    pub token: String,
+    pub lifetime: u32,
+    pub brief: Option<Brief>,
+    pub routes: BTreeMap<IpAddr, Route>,
+    pub routes_version: u64,
+    pub on_demand: bool,
+    pub certificates: usize,
+    pub asked: Vec<IpAddr>,
+    pub refusals: Vec<RefusedConnections>,
+    pub acknowledged: Option<Cursor>,
+}
+
+/// The control server's world; tests change it, polls wake up.
+#[derive(Clone, Default)]
+pub struct World {
+    pub pods: BTreeMap<String, Pod>,
+    /// Answers every request with this instead.
+    pub denied: Option<(u16, &'static str)>,
+    /// Requests that were denied.
+    pub denials: usize,
+}
+
+pub struct Server {
+    pub domain: Domain,
+    pub address: SocketAddr,
+    pub authority: String,
+    world: Mutex<World>,
+    changed: watch::Sender<()>,
+}
+
+impl Server {
+    /// Starts a server on `address`, which its certificate names.
+    pub async fn start(address: IpAddr) -> Arc<Self> {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
+        Self::serve(listener)
+    }
+
+    pub fn serve(listener: TcpListener) -> Arc<Self> {
+        let domain = Domain::new();
+        let address = listener.local_addr().unwrap();
+        let (config, authority) = serving(&domain, address.ip());
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let changed = watch::Sender::new(());
+        let server = Arc::new(Self { domain, address, authority, world: Mutex::default(), changed });
+        let serving = server.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (acceptor, server) = (acceptor.clone(), serving.clone());
+                tokio::spawn(async move {
+                    let Ok(stream) = acceptor.accept(stream).await else { return };
+                    let leaf = stream.get_ref().1.peer_certificates().map(|chain| chain[0].clone());
+                    let service = service_fn(|request| {
+                        let (server, leaf) = (server.clone(), leaf.clone());
+                        async move { server.answer(request, leaf).await }
+                    });
+                    let http = hyper::server::conn::http1::Builder::new();
+                    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        server
+    }
+
+    pub fn control(&self) -> Control {
+        Control { address: self.address.to_string(), authority: self.authority.clone() }
+    }
+
+    /// Changes the world and wakes held polls.
+    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+        let answer = change(&mut self.world.lock().unwrap());
+        self.changed.send_replace(());
+        answer
+    }
+
+    pub fn look<T>(&self, look: impl FnOnce(&World) -> T) -> T {
+        look(&self.world.lock().unwrap())
+    }
+
+    /// Declares a pod with this brief.
+    pub fn declare(&self, uid: &str, server: &str, brief: Option<Brief>) {
+        let pod = Pod {
+            server: server.to_owned(),
+            token: format!("token of {uid}"),
+            lifetime: 3600,
+            brief,
+            routes: BTreeMap::new(),
+            routes_version: 1,
+            on_demand: false,
+            certificates: 0,
+            asked: vec![],
+            refusals: vec![],
+            acknowledged: None,
+        };
+        self.change(|world| world.pods.insert(uid.to_owned(), pod));
+    }
+
+    /// Changes a pod's brief; its cursor moves on.
+    pub fn change_brief(&self, uid: &str, change: impl FnOnce(&mut Brief)) -> Cursor {
+        self.change(|world| {
+            let brief = world.pods.get_mut(uid).unwrap().brief.as_mut().unwrap();
+            brief.cursor.revision += 1;
+            brief.cursor.hash = format!("hash {}", brief.cursor.revision);
+            change(brief);
+            brief.cursor.clone()
+        })
+    }
+
+    /// Adds a port to a pod's route at `address`.
+    pub fn route(&self, uid: &str, address: SocketAddr, server: &SpiffeId, mode: entente::brief::Mode) {
+        self.change(|world| {
+            let pod = world.pods.get_mut(uid).unwrap();
+            let route = pod.routes.entry(address.ip()).or_insert_with(|| Route {
+                address: address.ip(),
+                server: server.clone(),
+                pod: None,
+                ports: BTreeMap::new(),
+            });
+            route.server = server.clone();
+            route.ports.insert(address.port(), mode);
+            pod.routes_version += 1;
+        });
+    }
+
+    pub fn brief(&self, server: &str, ports: Vec<Port>) -> Brief {
+        let identity = self.domain.id(server);
+        Brief {
+            version: VERSION,
+            cursor: Cursor { revision: 1, hash: "hash 1".to_owned() },
+            names: vec![identity.topology_name().unwrap()],
+            identity,
+            standing: Standing::Active,
+            lifetime_seconds: 3600,
+            ports,
+            egress: Egress::default(),
+            scopes: vec![Scope {
+                id: INTERNAL.to_owned(),
+                anchors: vec![self.domain.material.root_certificate.clone()],
+            }],
+            drain_seconds: 30,
+        }
+    }
+
+    async fn answer(
+        &self,
+        request: Request<Incoming>,
+        leaf: Option<CertificateDer<'static>>,
+    ) -> Result<Response<Full<Bytes>>, hyper::Error> {
+        let path = request.uri().path().to_owned();
+        let token = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let body = Limited::new(request.into_body(), MAX_SYNC_REQUEST).collect().await.unwrap().to_bytes();
+        let denied = self.world.lock().unwrap().denied;
+        if let Some((status, code)) = denied {
+            self.world.lock().unwrap().denials += 1;
+            return Ok(deny(status, code));
+        }
+        Ok(match path.as_str() {
+            "/v1/certificate" => self.certify(token.as_deref(), &serde_json::from_slice(&body).unwrap()),
+            "/v1/sync" => self.sync(leaf, serde_json::from_slice(&body).unwrap()).await,
+            _ => deny(404, "NoSuchPath"),
+        })
+    }
+
+    fn certify(&self, token: Option<&str>, request: &CertificateRequest) -> Response<Full<Bytes>> {
+        let mut world = self.world.lock().unwrap();
+        let presented = token.and_then(|token| token.strip_prefix("Bearer "));
+        let Some((uid, pod)) = world.pods.iter_mut().find(|(_, pod)| Some(pod.token.as_str()) == presented) else {
+            return deny(401, "TokenInvalid");
+        };
+        pod.certificates += 1;
+        let mut names = self.domain.names(&pod.server, uid);
+        if let Some(brief) = &pod.brief {
+            names.dns_names = brief.names.iter().cloned().collect();
+        }
+        json(&self.domain.answer(&request.csr, names, pod.lifetime))
+    }
+
+    async fn sync(&self, leaf: Option<CertificateDer<'static>>, request: SyncRequest) -> Response<Full<Bytes>> {
+        let Some(uid) = leaf.and_then(|leaf| Identity::of(&leaf).ok()).and_then(|identity| identity.pod_uid) else {
+            return deny(401, "NoCertificate");
+        };
+        let at_once = !request.ask.is_empty() || !request.report.refusals.is_empty();
+        {
+            let mut world = self.world.lock().unwrap();
+            let Some(pod) = world.pods.get_mut(&uid) else { return deny(403, "PodNotFound") };
+            pod.acknowledged.clone_from(&request.after);
+            pod.refusals.extend(request.report.refusals.iter().cloned());
+            pod.asked.extend(&request.ask);
+        }
+        let mut changed = self.changed.subscribe();
+        let hold = tokio::time::sleep(Duration::from_secs(POLL_HOLD_SECONDS));
+        tokio::pin!(hold);
+        loop {
+            let news = self.look(|world| news(world.pods.get(&uid)?, &request));
+            match news {
+                Some(news) => return json(&news),
+                None if at_once => return json(&SyncResponse::default()),
+                None => {}
+            }
+            tokio::select! {
+                _ = changed.changed() => {}
+                () = &mut hold => return json(&SyncResponse::default()),
+            }
+        }
+    }
+}
+
+fn news(pod: &Pod, request: &SyncRequest) -> Option<SyncResponse> {
+    let brief = pod.brief.clone().filter(|brief| request.after.as_ref() != Some(&brief.cursor));
+    let cursor = RouteCursor { epoch: 1, version: pod.routes_version };
+    let stale = request.routes != Some(cursor);
+    let wanted = |address: &IpAddr| !pod.on_demand || request.ask.contains(address) || request.keep.contains(address);
+    let put: Vec<_> = pod.routes.iter().filter(|(address, _)| wanted(address)).map(|(_, route)| route.clone()).collect();
+    let asked = request.ask.iter().any(|address| pod.routes.contains_key(address));
+    let routes = (stale || asked).then(|| RouteDelta {
+        cursor,
+        reset: !pod.on_demand,
+        on_demand: pod.on_demand,
+        put,
+        remove: vec![],
+    });
+    (brief.is_some() || routes.is_some()).then_some(SyncResponse { brief, routes })
+}
+
+pub fn everyone() -> Allow {
+    Allow { all_declared: true, servers: vec![] }
+}
+
+fn json(message: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    Response::new(Full::new(serde_json::to_vec(message).unwrap().into()))
+}
+
+fn deny(status: u16, code: &str) -> Response<Full<Bytes>> {
+    let body = serde_json::to_vec(&Denied { code: code.to_owned(), message: "as the test wants it".to_owned() });
+    let mut response = Response::new(Full::new(body.unwrap().into()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap();
+    response
+}
+
+/// A serving certificate under an authority of its own; clients may present a leaf of the domain.
+fn serving(domain: &Domain, address: IpAddr) -> (ServerConfig, String) {
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::default();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+    let authority = ca.self_signed(&ca_key).unwrap().pem();
+    let key = KeyPair::generate().unwrap();
+    let mut leaf = CertificateParams::default();
+    leaf.subject_alt_names = vec![SanType::IpAddress(address)];
+    let leaf = leaf.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap().der().clone();
+    let mut roots = RootCertStore::empty();
+    roots.add(pki::certificate(&domain.material.root_certificate).unwrap()).unwrap();
+    let callers = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
+        .allow_unauthenticated()
+        .build()
+        .unwrap();
+    let config = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(callers)
+        .with_single_cert(vec![leaf], pkcs8(&key))
+        .unwrap();
+    (config, authority)
+}

@@ -1,0 +1,107 @@
+//! A trust domain with an authority, and certificates that it would never issue.
+
+use std::collections::BTreeSet;
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use entente::{
+    brief::CertificateResponse,
+    identity::{DnsName, SpiffeId},
+    pki::{
+        self,
+        authority::{self, Authority, Material, Serial, Terms},
+        csr::{Csr, Names},
+    },
+    telemetry,
+};
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+
+/// A chain with its key.
+pub type Certified = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+pub struct Domain {
+    pub name: DnsName,
+    pub material: Material,
+}
+
+impl Domain {
+    pub fn new() -> Self {
+        let name = DnsName::parse("contoso.example").unwrap();
+        let terms = Terms { trust_domain: name.clone(), permitted: vec![name.clone()], root_days: 3650, issuer_days: 30 };
+        let keys = [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()];
+        // Old enough that it could have signed what has expired by now.
+        let created = telemetry::now() - SignedDuration::from_hours(48);
+        let serials = [Serial::from_random(telemetry::random()), Serial::from_random(telemetry::random())];
+        Self { name, material: authority::create(&terms, keys, serials, created).unwrap() }
+    }
+
+    pub fn id(&self, server: &str) -> SpiffeId {
+        SpiffeId::new(&self.name, "sip", server).unwrap()
+    }
+
+    pub fn names(&self, server: &str, pod_uid: &str) -> Names {
+        let id = self.id(server);
+        let dns_names = BTreeSet::from([id.topology_name().unwrap()]);
+        Names { id, dns_names, pod_uid: pod_uid.to_owned() }
+    }
+
+    /// What the controller answers to a certificate request.
+    pub fn answer(&self, csr: &str, names: Names, lifetime_seconds: u32) -> CertificateResponse {
+        let now = telemetry::now();
+        let granted = Csr::parse(&BASE64_STANDARD.decode(csr).unwrap()).unwrap().grant(names);
+        let authority = Authority::load(&self.material, now).unwrap();
+        let validity = authority.leaf_validity(lifetime_seconds, 30, now).unwrap();
+        let issued = authority.sign(&granted, Serial::from_random(telemetry::random()), validity).unwrap();
+        CertificateResponse { chain: issued.chain, anchors: vec![self.material.root_certificate.clone()] }
+    }
+
+    /// A good certificate, for clients and servers of the test's own.
+    pub fn certificate(&self, server: &str) -> Certified {
+        self.forge(server, |_, _| ())
+    }
+
+    /// A certificate under this authority with whatever `change` makes of it.
+    pub fn forge(&self, server: &str, change: impl FnOnce(&mut CertificateParams, Timestamp)) -> Certified {
+        let key = KeyPair::generate().unwrap();
+        let mut params = self.template(server);
+        change(&mut params, telemetry::now());
+        let issuer_key = KeyPair::from_pem(&self.material.issuer_key).unwrap();
+        let issuer = Issuer::from_ca_cert_pem(&self.material.issuer_certificate, issuer_key).unwrap();
+        let leaf = params.signed_by(&key, &issuer).unwrap();
+        let intermediate = pki::certificate(&self.material.issuer_certificate).unwrap();
+        (vec![leaf.der().clone(), intermediate], pkcs8(&key))
+    }
+
+    /// A certificate with the right names that nobody vouches for.
+    pub fn self_signed(&self, server: &str) -> Certified {
+        let key = KeyPair::generate().unwrap();
+        let leaf = self.template(server).self_signed(&key).unwrap();
+        (vec![leaf.der().clone()], pkcs8(&key))
+    }
+
+    fn template(&self, server: &str) -> CertificateParams {
+        let id = self.id(server);
+        let now = telemetry::now();
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.not_before = instant(now - SignedDuration::from_mins(5));
+        params.not_after = instant(now + SignedDuration::from_hours(1));
+        params.subject_alt_names = vec![
+            SanType::URI(id.to_string().as_str().try_into().unwrap()),
+            SanType::DnsName(id.topology_name().unwrap().as_str().try_into().unwrap()),
+        ];
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.use_authority_key_identifier_extension = true;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params
+    }
+}
+
+pub fn pkcs8(key: &KeyPair) -> PrivateKeyDer<'static> {
+    PrivatePkcs8KeyDer::from(key.serialize_der()).into()
+}
+
+pub fn instant(when: Timestamp) -> time::OffsetDateTime {
+    time::OffsetDateTime::from_unix_timestamp(when.as_second()).unwrap()
+}

@@ -1,0 +1,34 @@
+//! What the tests of the sidecar share: a trust domain, a small control server, applications, and clients that
+//! misbehave.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+pub mod applications;
+pub mod control;
+pub mod domain;
+pub mod wire;
+
+use std::{future::Future, time::Duration};
+
+/// How long anything may take before a test gives up.
+pub const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Waits until `check` answers, looking again and again; fails with `what` when patience ends.
+pub async fn eventually<T, F>(what: &str, mut check: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let looking = async {
+        loop {
+            if let Some(answer) = check().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, looking).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// Ends `future` within patience.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}

@@ -1,0 +1,100 @@
+//! TLS clients and servers of the test's own, which check nothing and may misbehave.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use entente::telemetry;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::CryptoProvider,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+
+use super::{domain::Certified, soon};
+
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(telemetry::crypto())
+}
+
+/// A client that believes every server.
+pub fn client(certificate: Option<Certified>) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Believer));
+    match certificate {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).unwrap(),
+        None => builder.with_no_client_auth(),
+    }
+}
+
+/// A server that asks nobody for a certificate.
+pub fn server((chain, key): Certified) -> ServerConfig {
+    ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap()
+}
+
+pub async fn connect(address: SocketAddr, config: ClientConfig, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    let name = ServerName::try_from(name.to_owned()).unwrap();
+    soon("TLS handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
+}
+
+/// In TLS 1.3 the client is done before the server has judged it: only an answer shows that it was let in.
+pub async fn is_served(connected: std::io::Result<TlsStream<TcpStream>>) -> bool {
+    let Ok(mut stream) = connected else { return false };
+    let talk = async {
+        stream.write_all(b"hello").await?;
+        let mut answer = [0; 5];
+        stream.read_exact(&mut answer).await.map(|_| answer == *b"hello")
+    };
+    soon("an answer or an end", talk).await.unwrap_or(false)
+}
+
+#[derive(Debug)]
+struct Believer;
+
+impl ServerCertVerifier for Believer {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
