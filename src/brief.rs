@@ -205,7 +205,7 @@ pub struct SyncRequest {
     pub keep: Vec<IpAddr>,
     /// Addresses to look up now; a non-empty list is answered at once.
     pub ask: Vec<IpAddr>,
-    /// What was seen since the last report that was answered.
+    /// What was seen since the last report that was answered; one with refusals is answered at once.
     pub report: Report,
 }
 

@@ -72,7 +72,9 @@ pub(super) async fn sync(
     channel.events.report(&identity.id, &uid, &request.report);
     let _held = channel.proxies.poll(&uid, &identity, request.after.clone(), telemetry::now());
     let began = Instant::now();
-    let hold = began + Duration::from_secs(brief::POLL_HOLD_SECONDS);
+    // Who asks or reports has more to do: only a poll that brings nothing is held.
+    let brings = !request.ask.is_empty() || !request.report.refusals.is_empty();
+    let hold = began + if brings { Duration::ZERO } else { Duration::from_secs(brief::POLL_HOLD_SECONDS) };
     loop {
         let view = Arc::clone(&views.borrow_and_update());
         let last = Instant::now() >= hold;

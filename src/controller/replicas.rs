@@ -92,7 +92,8 @@ pub(super) async fn follow(
             .borrow_and_update()
             .neighbours
             .iter()
-            .filter(|pod| lead && is_replica(pod) && pod.name != own_name)
+            // What is followed keeps the facts it began with, so a replica without an address yet comes later.
+            .filter(|pod| lead && is_replica(pod) && pod.name != own_name && !pod.addresses.is_empty())
             .map(|pod| (pod.uid.clone(), pod.clone()))
             .collect();
         following.retain(|uid, stop| {

@@ -40,7 +40,7 @@ type Readable<T> = Result<T, (Key, String)>;
 pub(super) struct Stores {
     domains: Arc<Table<Readable<TrustDomain>>>,
     servers: Arc<Table<Readable<TrustedServer>>>,
-    namespaces: Arc<Table<Option<String>>>,
+    namespaces: Arc<Table<(Option<String>, bool)>>,
     pods: Arc<Table<PodFacts>>,
     services: Arc<Table<ServiceFacts>>,
     authorities: Arc<Table<Material>>,
@@ -65,7 +65,8 @@ impl Stores {
             keep(tasks, Api::<DeserializeGuard<TrustedServer>>::all(client.clone()), config, raise, read_server);
         let (config, raise) = kept(all());
         let namespaces = keep(tasks, Api::<Namespace>::all(client.clone()), config, raise, |namespace| {
-            Some(namespace.metadata.labels.unwrap_or_default().remove(sidecar::DOMAIN_LABEL))
+            let label = namespace.metadata.labels.unwrap_or_default().remove(sidecar::DOMAIN_LABEL);
+            Some((label, namespace.metadata.deletion_timestamp.is_some()))
         });
         let (config, raise) = kept(all());
         let pods = keep(tasks, Api::<Pod>::all(client.clone()), config, raise, |pod| Some(PodFacts::of(&pod)));
@@ -116,7 +117,9 @@ impl Stores {
         let domains = readable(self.domains.rows(), &mut unreadable);
         let servers = readable(self.servers.rows(), &mut unreadable);
         let bare = |key: &str| key.rsplit('/').next().unwrap_or_default().to_owned();
-        let namespaces = self.namespaces.rows().into_iter().map(|(key, label)| (bare(&key), label)).collect();
+        let rows = self.namespaces.rows();
+        let ending = rows.iter().filter(|(_, (_, ending))| *ending).map(|(key, _)| bare(key)).collect();
+        let namespaces = rows.into_iter().map(|(key, (label, _))| (bare(&key), label)).collect();
         let bundles = self
             .bundles
             .rows()
@@ -138,6 +141,7 @@ impl Stores {
                 services: self.services.rows().into_values().collect(),
             },
             unreadable,
+            ending_namespaces: ending,
             first_domain: self.first_domain.rows().into_values().next(),
             authorities: seen.collect(),
             bundles: bundles.collect(),

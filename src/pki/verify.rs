@@ -128,6 +128,10 @@ pub fn verdict(
         return Err(Refusal::BadChain(ChainDetail::TooLarge));
     }
     let parsed = chain.iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
+    if parsed.first().is_some_and(|leaf| leaf.issuer() == leaf.subject() && !leaf.subject().as_raw().is_empty()) {
+        // It vouches for itself; webpki would only say that it looks like an authority.
+        return Err(Refusal::UntrustedRoot(RootDetail::NoPath));
+    }
     let anchored_until = path(leaf, intermediates, role, anchors, now)?;
     policy(&parsed, role)?;
     let identity = Identity::of(leaf)?;

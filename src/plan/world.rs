@@ -19,6 +19,8 @@ pub struct World {
     pub declared: Declared,
     /// Our objects that could not be read, with the reason.
     pub unreadable: Vec<(Key, String)>,
+    /// Namespaces that are being deleted: nothing can be written there any more.
+    pub ending_namespaces: BTreeSet<String>,
     /// The domain that the installation asks for.
     pub first_domain: Option<TrustDomain>,
     /// The authorities' Secrets, by domain.

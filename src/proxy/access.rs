@@ -109,12 +109,12 @@ impl Refusals {
         }
     }
 
-    /// Takes what is to be reported.
-    pub(super) fn take(&self) -> Vec<RefusedConnections> {
-        let counts = std::mem::take(&mut *self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Takes what is to be reported, at most so many kinds; the others wait for the next report.
+    pub(super) fn take(&self, at_most: usize) -> Vec<RefusedConnections> {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let entry =
             |((direction, reason, peer, port), count)| RefusedConnections { direction, reason, peer, port, count };
-        counts.into_iter().map(entry).collect()
+        std::iter::from_fn(|| counts.pop_first()).take(at_most).map(entry).collect()
     }
 
     /// Takes back a report that nobody answered.
@@ -146,7 +146,7 @@ mod tests {
             refusals.count(Direction::Inbound, Refusal::NotTls, format!("10.0.0.{index}"), 5061);
             refusals.count(Direction::Inbound, Refusal::NotTls, "10.0.0.1".into(), 5061);
         }
-        let report = refusals.take();
+        let report = refusals.take(usize::MAX);
         assert!(report.len() <= MAX_REPORTED_REFUSALS);
         assert_eq!(report.iter().map(|entry| entry.count).sum::<u64>(), 4_000);
         assert!(refusals.is_empty());
@@ -156,9 +156,9 @@ mod tests {
     fn an_unanswered_report_is_taken_back_and_added_up() {
         let refusals = Refusals::default();
         refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80);
-        let report = refusals.take();
+        let report = refusals.take(usize::MAX);
         refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80);
         refusals.put_back(report);
-        assert_eq!(refusals.take()[0].count, 2);
+        assert_eq!(refusals.take(1)[0].count, 2);
     }
 }

@@ -1,6 +1,7 @@
 //! The application's probes and hooks, performed in the kubelet's place: exactly the declared request, nothing else.
 
 use std::{
+    future::Future,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -119,11 +120,17 @@ async fn http(
         let status = sender.send_request(request).await?.status();
         if (200..400).contains(&status.as_u16()) { Ok(()) } else { Err(ProbeError::Status(status)) }
     };
+    driven(answer, connection).await
+}
+
+/// Awaits `answer` while `connection` carries it. The connection may end right behind the answer, or because of an
+/// error that the answer then tells.
+async fn driven<A, C>(answer: impl Future<Output = A>, connection: impl Future<Output = C>) -> A {
+    tokio::pin!(answer);
     tokio::select! {
         biased;
-        answer = answer => answer,
-        // It also ends this way when the peer closes right behind its answer; the other branch is asked first.
-        ended = connection => ended.map_err(ProbeError::Http).and(Err(ProbeError::NotServing)),
+        answer = &mut answer => answer,
+        _ = connection => answer.await,
     }
 }
 
@@ -158,11 +165,7 @@ async fn grpc(stream: TcpStream, service: &str) -> Result<(), ProbeError> {
         }
         if is_serving(&message) { Ok(()) } else { Err(ProbeError::NotServing) }
     };
-    tokio::select! {
-        biased;
-        answer = exchange => answer,
-        ended = connection => ended.map_err(ProbeError::Grpc).and(Err(ProbeError::NotServing)),
-    }
+    driven(exchange, connection).await
 }
 
 /// The framed message `HealthCheckRequest { service = 1 }`; names are bounded by the probe's own bound.

@@ -74,7 +74,8 @@ pub(super) fn listen_all(addresses: &[SocketAddr]) -> io::Result<Vec<std::net::T
             Err(error) => return Err(io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))),
         }
     }
-    if listeners.is_empty() { Err(io::ErrorKind::AddrNotAvailable.into()) } else { Ok(listeners) }
+    let none = listeners.is_empty() && !addresses.is_empty();
+    if none { Err(io::ErrorKind::AddrNotAvailable.into()) } else { Ok(listeners) }
 }
 
 fn lacks_ipv6(error: &io::Error) -> bool {

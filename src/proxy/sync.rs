@@ -1,6 +1,6 @@
 //! The long-poll: acknowledges the brief in force, reports what was seen, waits for what is new.
 
-use std::{sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
@@ -20,6 +20,12 @@ use crate::{
 const DEADLINE: Duration = Duration::from_secs(POLL_HOLD_SECONDS + 10);
 /// New refusals are gathered so long before they interrupt a held poll.
 const GATHER: Duration = Duration::from_millis(500);
+/// And so far apart.
+const EVERY: Duration = Duration::from_secs(5);
+/// Kinds of refusals in one report: with the addresses in use they stay below the bound of a request.
+const REPORTED: usize = 64;
+/// By then a request that is not answered has at least arrived.
+const ARRIVED: Duration = Duration::from_secs(1);
 /// Fewest time between two polls that brought nothing, whatever the other side does.
 const PACE: Duration = Duration::from_secs(1);
 /// Lifetime assumed for the back-off; the cap is then 30 s.
@@ -34,12 +40,13 @@ enum SyncError {
 }
 
 /// How a poll ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Polled {
     /// With something new.
     News,
     /// With nothing new.
     Nothing,
-    /// Before its end: our certificate changed, or something cannot wait.
+    /// Before its end: something cannot wait.
     Interrupted,
 }
 
@@ -61,7 +68,7 @@ pub(super) async fn run(shared: Arc<Shared>, control: Control) {
 
 /// Polls with one certificate until there is another.
 async fn follow(shared: &Shared, control: &Control, leaf: &Leaf, changed: &mut watch::Receiver<Option<Arc<Leaf>>>) {
-    let mut channel = match Channel::new(control, Some(leaf)) {
+    let channel = match Channel::new(control, Some(leaf)) {
         Ok(channel) => channel,
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the control channel cannot be set up");
@@ -69,76 +76,108 @@ async fn follow(shared: &Shared, control: &Control, leaf: &Leaf, changed: &mut w
             return;
         }
     };
-    let mut attempt = 0;
-    while !superseded(leaf, &changed.borrow_and_update()) {
-        let begun = Instant::now();
-        let pause = match poll(shared, &mut channel, leaf, changed).await {
-            Ok(Polled::News | Polled::Interrupted) => {
-                attempt = 0;
-                Duration::ZERO
-            }
-            Ok(Polled::Nothing) => {
-                attempt = 0;
-                PACE.saturating_sub(begun.elapsed())
-            }
-            Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, attempt, "sync failed");
-                if matches!(&error, SyncError::Channel(error) if error.is_unauthorised()) {
-                    shared.renew.notify_one();
+    let mut polls = Polls { shared, leaf, channel, reported: None };
+    let polling = async {
+        let mut attempt = 0;
+        loop {
+            let begun = Instant::now();
+            let pause = match polls.poll().await {
+                Ok(polled) => {
+                    attempt = 0;
+                    if polled == Polled::Nothing { PACE.saturating_sub(begun.elapsed()) } else { Duration::ZERO }
                 }
-                if let SyncError::Brief(error) = &error {
-                    shared.metrics.rejected();
-                    if matches!(error, GenerationError::Identity { .. }) {
-                        shared.renew.notify_one();
-                    }
+                Err(error) => {
+                    failed(shared, &error, attempt);
+                    attempt += 1;
+                    renewal::retry_after(attempt, telemetry::jitter(), BACK_OFF)
                 }
-                attempt += 1;
-                renewal::retry_after(attempt, telemetry::jitter(), BACK_OFF)
-            }
-        };
-        tokio::select! {
-            _ = changed.wait_for(|now| superseded(leaf, now)) => return,
-            () = tokio::time::sleep(pause) => {}
+            };
+            tokio::time::sleep(pause).await;
         }
+    };
+    tokio::select! {
+        biased;
+        _ = changed.wait_for(|now| superseded(leaf, now.as_deref())) => {}
+        () = polling => {}
     }
 }
 
-fn superseded(leaf: &Leaf, now: &Option<Arc<Leaf>>) -> bool {
-    now.as_ref().is_none_or(|now| now.identity.serial != leaf.identity.serial)
+fn superseded(leaf: &Leaf, now: Option<&Leaf>) -> bool {
+    now.is_none_or(|now| now.identity.serial != leaf.identity.serial)
 }
 
-async fn poll(
-    shared: &Shared,
-    channel: &mut Channel,
-    leaf: &Leaf,
-    changed: &mut watch::Receiver<Option<Arc<Leaf>>>,
-) -> Result<Polled, SyncError> {
-    let wanted = shared.routes.wanted();
-    let mut refused = shared.refusals.news();
-    refused.mark_unchanged();
-    let request = request(shared, leaf);
-    // What asks or reports is answered at once; only a poll without either is held, and may be interrupted.
-    let held = request.ask.is_empty() && request.report.refusals.is_empty();
-    let call = Call { path: "/v1/sync", bearer: None, deadline: DEADLINE, at_most: MAX_SYNC_RESPONSE };
-    let answer = tokio::select! {
-        biased;
-        answer = channel.post::<SyncResponse>(&call, &request) => answer,
-        _ = changed.wait_for(|now| superseded(leaf, now)) => {
-            shared.refusals.put_back(request.report.refusals);
-            return Ok(Polled::Interrupted);
+fn failed(shared: &Shared, error: &SyncError, attempt: u32) {
+    tracing::warn!(error = error as &dyn std::error::Error, attempt, "sync failed");
+    let renew = match error {
+        SyncError::Channel(error) => error.is_unauthorised(),
+        SyncError::Brief(error) => {
+            shared.metrics.rejected();
+            matches!(error, GenerationError::Identity { .. })
         }
-        () = interruption(shared, wanted, refused), if held => return Ok(Polled::Interrupted),
     };
-    match answer {
-        Ok(answer) => {
-            shared.routes.answered(&request.ask);
-            let polled = apply(shared, answer)?;
-            // What was answered at once for our sake says nothing about the other side's pace.
-            Ok(if held { polled } else { Polled::News })
-        }
-        Err(error) => {
-            shared.refusals.put_back(request.report.refusals);
-            Err(error.into())
+    if renew {
+        shared.renew.notify_one();
+    }
+}
+
+/// The polls of one certificate, one at a time.
+struct Polls<'a> {
+    shared: &'a Shared,
+    leaf: &'a Leaf,
+    channel: Channel,
+    /// When refusals last interrupted a held poll.
+    reported: Option<Instant>,
+}
+
+impl Polls<'_> {
+    async fn poll(&mut self) -> Result<Polled, SyncError> {
+        let Self { shared, leaf, channel, reported } = self;
+        let news = interruption(shared, *reported);
+        let mut sent = Sent { shared, request: request(shared, leaf), delivered: false };
+        let prompt = !sent.request.ask.is_empty() || !sent.request.report.refusals.is_empty();
+        let call = Call { path: "/v1/sync", bearer: None, deadline: DEADLINE, at_most: MAX_SYNC_RESPONSE };
+        let answer = {
+            let answer = channel.post::<SyncResponse>(&call, &sent.request);
+            tokio::pin!(answer);
+            // What asks or reports should be answered at once. Where it is held all the same it has at least arrived.
+            let early = if prompt { tokio::time::timeout(ARRIVED, &mut answer).await.ok() } else { None };
+            match early {
+                Some(answer) => answer,
+                None => {
+                    sent.delivered = true;
+                    tokio::select! {
+                        biased;
+                        answer = &mut answer => answer,
+                        because = news => {
+                            if because == Because::Refusals {
+                                *reported = Some(Instant::now());
+                            }
+                            return Ok(Polled::Interrupted);
+                        }
+                    }
+                }
+            }
+        };
+        let answer = answer.inspect_err(|_| sent.delivered = false)?;
+        sent.delivered = true;
+        shared.routes.answered(&sent.request.ask);
+        let polled = apply(shared, answer)?;
+        // What was answered at once for our sake says nothing about the other side's pace.
+        Ok(if prompt { Polled::News } else { polled })
+    }
+}
+
+/// A request under way: unless it was delivered, its report is taken back, also when the poll is dropped.
+struct Sent<'a> {
+    shared: &'a Shared,
+    request: SyncRequest,
+    delivered: bool,
+}
+
+impl Drop for Sent<'_> {
+    fn drop(&mut self) {
+        if !self.delivered {
+            self.shared.refusals.put_back(std::mem::take(&mut self.request.report.refusals));
         }
     }
 }
@@ -153,7 +192,7 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
         keep: shared.routes.keep(),
         ask: shared.routes.ask(),
         report: Report {
-            refusals: shared.refusals.take(),
+            refusals: shared.refusals.take(REPORTED),
             open: open as u64,
             leaf_not_after: leaf.identity.not_after.as_second(),
             leaf_serial: leaf.serial(),
@@ -161,22 +200,36 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
     }
 }
 
-/// Ends when an address is waited for, or when refusals have been gathered.
-async fn interruption(shared: &Shared, mut wanted: watch::Receiver<()>, mut refused: watch::Receiver<()>) {
-    let gathered = async {
-        if shared.refusals.is_empty() {
-            let _ = refused.changed().await;
+/// Why a held poll is interrupted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Because {
+    /// An address is waited for.
+    Address,
+    /// Refusals were gathered.
+    Refusals,
+}
+
+/// Ends when an address is waited for, or when refusals have been gathered; listens from the call on.
+fn interruption(shared: &Shared, reported: Option<Instant>) -> impl Future<Output = Because> {
+    let (mut wanted, mut refused) = (shared.routes.wanted(), shared.refusals.news());
+    async move {
+        let gathered = async {
+            if shared.refusals.is_empty() {
+                let _ = refused.changed().await;
+            }
+            // The first one tells soon; a stream of them costs the controller one connection every few seconds.
+            let next = reported.map_or_else(Instant::now, |reported| reported + EVERY);
+            tokio::time::sleep_until(next.max(Instant::now() + GATHER)).await;
+        };
+        let asked = async {
+            if shared.routes.ask().is_empty() {
+                let _ = wanted.changed().await;
+            }
+        };
+        tokio::select! {
+            () = gathered => Because::Refusals,
+            () = asked => Because::Address,
         }
-        tokio::time::sleep(GATHER).await;
-    };
-    let asked = async {
-        if shared.routes.ask().is_empty() {
-            let _ = wanted.changed().await;
-        }
-    };
-    tokio::select! {
-        () = gathered => {}
-        () = asked => {}
     }
 }
 

@@ -167,12 +167,15 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
         self.kubectl(&["exec", target, "-c", "app", "--", "sh", "-c", line])
     }
 
-    /// Waits until these servers are Ready.
+    /// Waits until these servers are Ready, and the applications in their pods too.
     pub(crate) fn ready(&self, servers: &[&str]) {
         for server in servers {
             let wait = format!("--for=condition=Ready=True trustedserver/{server} --timeout=90s");
             let said = self.kubectl(&[&["wait"], &wait.split(' ').collect::<Vec<_>>()[..]].concat());
             assert!(said.ok, "{server} is not Ready: {}\n{}", said.err, self.picture());
+            let label = format!("app={server}");
+            let said = self.kubectl(&["wait", "--for=condition=Ready", "pod", "-l", &label, "--timeout=60s"]);
+            assert!(said.ok, "{server}'s application is not Ready: {}\n{}", said.err, self.picture());
         }
     }
 

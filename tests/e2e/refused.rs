@@ -38,9 +38,10 @@ fn an_undeclared_pod_is_refused_in_plaintext_and_with_any_certificate_but_ours()
     told(&place, "web", &pod, "inbound", "NotTls");
     let client = "timeout 5 openssl s_client -connect ADDRESS:8080 -tls1_3 ARGUMENTS -quiet </tmp/request 2>&1";
     let setup = "printf 'GET / HTTP/1.0\\r\\n\\r\\n' > /tmp/request
+        printf 'subjectAltName=URI:spiffe://contoso.example/ns/x/server/friend\nextendedKeyUsage=clientAuth\n' > /tmp/ext
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout /tmp/self.key -out /tmp/self.crt -days 2 -subj /CN=self -addext 'subjectAltName=URI:spiffe://contoso.example/ns/x/server/friend' -addext extendedKeyUsage=clientAuth 2>/dev/null
         openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout /tmp/ca.key -out /tmp/ca.crt -days 2 -subj /CN=other 2>/dev/null
-        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout /tmp/other.key -subj /CN=x 2>/dev/null | openssl x509 -req -CA /tmp/ca.crt -CAkey /tmp/ca.key -CAcreateserial -days 2 -out /tmp/other.crt 2>/dev/null";
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout /tmp/other.key -subj /CN=x 2>/dev/null | openssl x509 -req -CA /tmp/ca.crt -CAkey /tmp/ca.key -CAcreateserial -days 2 -out /tmp/other.crt -extfile /tmp/ext 2>/dev/null";
     let said = place.run("pod/intruder", setup);
     assert!(said.ok, "{}", said.err);
     let cases = [
@@ -107,8 +108,8 @@ fn extra_destinations_may_be_called_as_they_are_and_undeclared_udp_is_dropped() 
     assert_eq!(said.out, "plain\n", "{}", said.err);
     let said = place.run("deploy/client", "curl -sk --max-time 5 https://kubernetes.default/version");
     assert!(said.out.contains("gitVersion"), "{}{}", said.out, said.err);
-    let said = place.run("deploy/client", &format!("timeout 3 socat -u TCP:{address}:7002 -"));
-    assert!(!said.ok);
+    let said = place.run("deploy/client", &format!("curl -sS --max-time 3 http://{address}:7002/"));
+    assert!(!said.ok && said.err.contains("reset by peer"), "{}", said.err);
     let _ = place.run("deploy/client", &format!("echo leaked | timeout 2 socat -u - UDP:{address}:7001"));
     let leaked = kubectl(&["-n", &outside, "exec", "listener", "--", "sh", "-c", "cat /tmp/udp 2>/dev/null"]);
     assert!(!leaked.out.contains("leaked"), "undeclared UDP left the pod");

@@ -2,8 +2,16 @@
 
 /// A ServiceAccount, a Deployment of one pod, and a TrustedServer over it. `command` is a shell line that runs in
 /// container `app`; `ports` is the YAML list of the server's ports; `more` is further YAML of its spec, two spaces in.
+/// The pod is Ready when the application listens on its first port.
 pub(crate) fn server(name: &str, command: &str, ports: &str, more: &str) -> String {
-    format!("{}\n---\n{}\n---\n{}", account(name), deployment(name, name, command), declared(name, ports, more))
+    let number =
+        |word: &str| ports.split(word).nth(1)?.split(|c: char| !c.is_ascii_digit()).find(|text| !text.is_empty());
+    let probe = number("targetPort:").or_else(|| number("port:")).map_or_else(String::new, |port| {
+        format!("\n        readinessProbe: {{tcpSocket: {{port: {port}}}, periodSeconds: 1}}")
+    });
+    // Declared first: a pod that is there before its server is declared has no sidecar.
+    let (declared, deployment) = (declared(name, ports, more), deployment(name, name, command));
+    format!("{}\n---\n{declared}\n---\n{deployment}{probe}", account(name))
 }
 
 /// The TrustedServer alone.

@@ -6,3 +6,6 @@ mod architecture;
 mod convergence;
 #[cfg(feature = "controller")]
 mod crds;
+mod proxy;
+#[path = "../support/mod.rs"]
+mod support;

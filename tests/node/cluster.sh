@@ -40,6 +40,10 @@ state = "$RUN/containerd"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "/usr/lib/cni"
     conf_dir = "$NODE/cni"
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      Root = "$RUN/runc"
 TOML
 }
 
@@ -150,26 +154,46 @@ node_up() {
   worker
   dns
   wait_for 90 "the node's readiness" "$LOG/kubelet.log" kubectl wait --for=condition=Ready node/node --timeout=1s
+  wait_for 30 "kubelet's view of its pods" "$LOG/kubelet.log" kubelet_knows_pods
   wait_for 30 "the default service account" "$LOG/kube-controller-manager.log" kubectl get serviceaccount default
   wait_for 30 "CoreDNS' readiness" "$LOG/coredns.log" in_node curl -fsS --max-time 1 http://127.0.0.1:8181/ready
   say "the node is Ready"
 }
 
-# Ends every process of the node, its containers, mounts, network and state; the logs stay in .node/log.
+# A kubelet that has just come back knows no pods for a moment, and refuses exec and logs.
+kubelet_knows_pods() {
+  local known
+  known=$(kubectl get --raw /api/v1/nodes/node/proxy/pods | jq '.items | length')
+  [ "$known" -ge "$(kubectl get pods -A --field-selector spec.nodeName=node -o name | wc -l)" ]
+}
+
+# Ends every process of the node, its containers, mounts, network and state; the logs stay in .node/log. Nothing is
+# asked politely: what they would save is removed.
 node_down() {
-  local name owner
+  local owner
   [ -d "$RUN" ] || [ -e "/run/netns/$NETNS" ] || [ -d "$(main_tree)" ] || return 0
   owner=$(cat "$RUN/owner" 2>/dev/null || echo "$NODE")
   say "stopping the node of ${owner%/.node*}"
-  # In this order nobody revives what is being ended.
-  for name in kubelet coredns kube-proxy kube-scheduler kube-controller-manager kube-apiserver etcd containerd; do end "$name"; done
-  end_members
+  end_all
   unmount_below "$owner" "$RUN"
   network_down
   remove_cgroups
-  # Places that kubelet insists on.
-  rm -f /var/lib/kubelet/device-plugins/kubelet.sock
-  rmdir --ignore-fail-on-non-empty -p /var/lib/kubelet/device-plugins 2>/dev/null || true
+  fixed_places "$owner"
   rm -rf --one-file-system "$RUN" "$owner"/{etcd,containerd,kubelet,ipam,loaded,podlogs,opt,pki,kubeconfig}
   restore_tunables
+}
+
+# Traces outside the node's own folders, where containerd, kubelet and the plugins insist on theirs.
+fixed_places() {
+  local owner=$1 address link
+  for address in "$RUN"/containerd/io.containerd.runtime.v2.task/*/*/address; do
+    [ -f "$address" ] || continue
+    rm -f "$(sed 's#^unix://##' "$address")"
+  done
+  for link in /var/log/containers/*; do
+    [[ $(readlink "$link") != "$owner"/* ]] || rm -f "$link"
+  done
+  rm -f /var/lib/kubelet/device-plugins/kubelet.sock
+  { grep -lsF "$RUN/" /var/lib/cni/results/* || true; } | xargs -r rm -f
+  rmdir -p /run/containerd/s /var/log/containers /var/lib/kubelet/device-plugins /var/lib/cni/results 2>/dev/null || true
 }

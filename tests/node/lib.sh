@@ -69,9 +69,9 @@ patiently() {
   wait "$pid" || { tail -n 30 "$log" >&2; fail "$what failed" "the whole log is $log"; }
 }
 
-# One ./up at a time; the descriptor closes with the process.
+# One ./up at a time in a checkout; the lock goes with the process.
 lock() {
-  exec 9>"/run/lock/entente-node$SUFFIX"
+  exec 9<"$ROOT/tests/node"
   flock -n 9 || { say "waiting for another ./up to end"; flock 9; }
 }
 

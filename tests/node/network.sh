@@ -45,7 +45,4 @@ cni_config() {
 network_down() {
   ip netns del "$NETNS" 2>/dev/null || true
   ip link del "$HOST_LINK" 2>/dev/null || true
-  # The plugins' cache of results is at a fixed place.
-  rm -f /var/lib/cni/results/"$NETNS"-*
-  rmdir --ignore-fail-on-non-empty /var/lib/cni/results /var/lib/cni 2>/dev/null || true
 }

@@ -50,16 +50,6 @@ start() {
   echo $! >"$RUN/pid/$name"
 }
 
-# end NAME: politely, then at once.
-end() {
-  local pid deadline=$((SECONDS + 5))
-  running "$1" || return 0
-  pid=$(cat "$RUN/pid/$1")
-  kill "$pid" 2>/dev/null || return 0
-  while running "$1" && [ "$SECONDS" -lt "$deadline" ]; do sleep 0.1; done
-  ! running "$1" || kill -9 "$pid" 2>/dev/null || true
-}
-
 # Everything below the node's cgroup: pods, and the shims that outlive containerd.
 members() {
   local tree
@@ -68,8 +58,12 @@ members() {
   done | sort -un
 }
 
-end_members() {
-  local pid deadline=$((SECONDS + 10))
+# Ends them all, and the recorded ones wherever they are.
+end_all() {
+  local name pid deadline=$((SECONDS + 10))
+  for name in $PARTS; do
+    ! running "$name" || kill -9 "$(cat "$RUN/pid/$name")" 2>/dev/null || true
+  done
   while [ -n "$(members)" ] && [ "$SECONDS" -lt "$deadline" ]; do
     for pid in $(members); do kill -9 "$pid" 2>/dev/null || true; done
     sleep 0.1

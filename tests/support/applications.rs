@@ -15,14 +15,14 @@ use tokio::{
 
 /// An application in the test.
 #[derive(Clone)]
-pub struct Application {
-    pub address: SocketAddr,
+pub(crate) struct Application {
+    pub(crate) address: SocketAddr,
     accepted: Arc<AtomicUsize>,
 }
 
 /// What an application does with a connection.
 #[derive(Clone, Copy)]
-pub enum Behaviour {
+pub(crate) enum Behaviour {
     /// Sends back what it reads, and closes when the caller does.
     Echo,
     /// Speaks first, then echoes.
@@ -33,10 +33,10 @@ pub enum Behaviour {
     ClosesFirst,
 }
 
-pub const GREETING: &[u8] = b"220 at your service\r\n";
+pub(crate) const GREETING: &[u8] = b"220 at your service\r\n";
 
 impl Application {
-    pub async fn start(address: IpAddr, behaviour: Behaviour) -> Self {
+    pub(crate) async fn start(address: IpAddr, behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         let application = Self { address: listener.local_addr().unwrap(), accepted: Arc::default() };
         let accepted = application.accepted.clone();
@@ -50,7 +50,7 @@ impl Application {
     }
 
     /// Connections so far.
-    pub fn accepted(&self) -> usize {
+    pub(crate) fn accepted(&self) -> usize {
         self.accepted.load(Ordering::SeqCst)
     }
 }

@@ -33,46 +33,46 @@ use super::{
 
 /// What the server knows of one pod, and what the pod said.
 #[derive(Clone)]
-pub struct Pod {
-    pub server: String,
-    pub token: String,
-    pub lifetime: u32,
-    pub brief: Option<Brief>,
-    pub routes: BTreeMap<IpAddr, Route>,
-    pub routes_version: u64,
-    pub on_demand: bool,
-    pub certificates: usize,
-    pub asked: Vec<IpAddr>,
-    pub refusals: Vec<RefusedConnections>,
-    pub acknowledged: Option<Cursor>,
+pub(crate) struct Pod {
+    pub(crate) server: String,
+    pub(crate) token: String,
+    pub(crate) lifetime: u32,
+    pub(crate) brief: Option<Brief>,
+    pub(crate) routes: BTreeMap<IpAddr, Route>,
+    pub(crate) routes_version: u64,
+    pub(crate) on_demand: bool,
+    pub(crate) certificates: usize,
+    pub(crate) asked: Vec<IpAddr>,
+    pub(crate) refusals: Vec<RefusedConnections>,
+    pub(crate) acknowledged: Option<Cursor>,
 }
 
 /// The control server's world; tests change it, polls wake up.
 #[derive(Clone, Default)]
-pub struct World {
-    pub pods: BTreeMap<String, Pod>,
-    /// Answers every request with this instead.
-    pub denied: Option<(u16, &'static str)>,
+pub(crate) struct World {
+    pub(crate) pods: BTreeMap<String, Pod>,
+    /// Answers requests whose path begins so with this status and code instead.
+    pub(crate) denied: Option<(&'static str, u16, &'static str)>,
     /// Requests that were denied.
-    pub denials: usize,
+    pub(crate) denials: usize,
 }
 
-pub struct Server {
-    pub domain: Domain,
-    pub address: SocketAddr,
-    pub authority: String,
+pub(crate) struct Server {
+    pub(crate) domain: Domain,
+    pub(crate) address: SocketAddr,
+    pub(crate) authority: String,
     world: Mutex<World>,
     changed: watch::Sender<()>,
 }
 
 impl Server {
     /// Starts a server on `address`, which its certificate names.
-    pub async fn start(address: IpAddr) -> Arc<Self> {
+    pub(crate) async fn start(address: IpAddr) -> Arc<Self> {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
         Self::serve(listener)
     }
 
-    pub fn serve(listener: TcpListener) -> Arc<Self> {
+    pub(crate) fn serve(listener: TcpListener) -> Arc<Self> {
         let domain = Domain::new();
         let address = listener.local_addr().unwrap();
         let (config, authority) = serving(&domain, address.ip());
@@ -98,23 +98,23 @@ impl Server {
         server
     }
 
-    pub fn control(&self) -> Control {
+    pub(crate) fn control(&self) -> Control {
         Control { address: self.address.to_string(), authority: self.authority.clone() }
     }
 
     /// Changes the world and wakes held polls.
-    pub fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
+    pub(crate) fn change<T>(&self, change: impl FnOnce(&mut World) -> T) -> T {
         let answer = change(&mut self.world.lock().unwrap());
         self.changed.send_replace(());
         answer
     }
 
-    pub fn look<T>(&self, look: impl FnOnce(&World) -> T) -> T {
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&World) -> T) -> T {
         look(&self.world.lock().unwrap())
     }
 
     /// Declares a pod with this brief.
-    pub fn declare(&self, uid: &str, server: &str, brief: Option<Brief>) {
+    pub(crate) fn declare(&self, uid: &str, server: &str, brief: Option<Brief>) {
         let pod = Pod {
             server: server.to_owned(),
             token: format!("token of {uid}"),
@@ -132,7 +132,7 @@ impl Server {
     }
 
     /// Changes a pod's brief; its cursor moves on.
-    pub fn change_brief(&self, uid: &str, change: impl FnOnce(&mut Brief)) -> Cursor {
+    pub(crate) fn change_brief(&self, uid: &str, change: impl FnOnce(&mut Brief)) -> Cursor {
         self.change(|world| {
             let brief = world.pods.get_mut(uid).unwrap().brief.as_mut().unwrap();
             brief.cursor.revision += 1;
@@ -143,7 +143,7 @@ impl Server {
     }
 
     /// Adds a port to a pod's route at `address`.
-    pub fn route(&self, uid: &str, address: SocketAddr, server: &SpiffeId, mode: entente::brief::Mode) {
+    pub(crate) fn route(&self, uid: &str, address: SocketAddr, server: &SpiffeId, mode: entente::brief::Mode) {
         self.change(|world| {
             let pod = world.pods.get_mut(uid).unwrap();
             let route = pod.routes.entry(address.ip()).or_insert_with(|| Route {
@@ -158,7 +158,7 @@ impl Server {
         });
     }
 
-    pub fn brief(&self, server: &str, ports: Vec<Port>) -> Brief {
+    pub(crate) fn brief(&self, server: &str, ports: Vec<Port>) -> Brief {
         let identity = self.domain.id(server);
         Brief {
             version: VERSION,
@@ -185,16 +185,21 @@ impl Server {
         let path = request.uri().path().to_owned();
         let token = request.headers().get(AUTHORIZATION).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let body = Limited::new(request.into_body(), MAX_SYNC_REQUEST).collect().await.unwrap().to_bytes();
-        let denied = self.world.lock().unwrap().denied;
-        if let Some((status, code)) = denied {
-            self.world.lock().unwrap().denials += 1;
-            return Ok(deny(status, code));
+        if let Some(denied) = self.denied(&path) {
+            return Ok(denied);
         }
         Ok(match path.as_str() {
             "/v1/certificate" => self.certify(token.as_deref(), &serde_json::from_slice(&body).unwrap()),
             "/v1/sync" => self.sync(leaf, serde_json::from_slice(&body).unwrap()).await,
             _ => deny(404, "NoSuchPath"),
         })
+    }
+
+    fn denied(&self, asked: &str) -> Option<Response<Full<Bytes>>> {
+        let mut world = self.world.lock().unwrap();
+        let (_, status, code) = world.denied.filter(|(path, _, _)| asked.starts_with(path))?;
+        world.denials += 1;
+        Some(deny(status, code))
     }
 
     fn certify(&self, token: Option<&str>, request: &CertificateRequest) -> Response<Full<Bytes>> {
@@ -227,6 +232,9 @@ impl Server {
         let hold = tokio::time::sleep(Duration::from_secs(POLL_HOLD_SECONDS));
         tokio::pin!(hold);
         loop {
+            if let Some(denied) = self.denied("/v1/sync") {
+                return denied;
+            }
             let news = self.look(|world| news(world.pods.get(&uid)?, &request));
             match news {
                 Some(news) => return json(&news),
@@ -246,7 +254,8 @@ fn news(pod: &Pod, request: &SyncRequest) -> Option<SyncResponse> {
     let cursor = RouteCursor { epoch: 1, version: pod.routes_version };
     let stale = request.routes != Some(cursor);
     let wanted = |address: &IpAddr| !pod.on_demand || request.ask.contains(address) || request.keep.contains(address);
-    let put: Vec<_> = pod.routes.iter().filter(|(address, _)| wanted(address)).map(|(_, route)| route.clone()).collect();
+    let put: Vec<_> =
+        pod.routes.iter().filter(|(address, _)| wanted(address)).map(|(_, route)| route.clone()).collect();
     let asked = request.ask.iter().any(|address| pod.routes.contains_key(address));
     let routes = (stale || asked).then(|| RouteDelta {
         cursor,
@@ -258,7 +267,7 @@ fn news(pod: &Pod, request: &SyncRequest) -> Option<SyncResponse> {
     (brief.is_some() || routes.is_some()).then_some(SyncResponse { brief, routes })
 }
 
-pub fn everyone() -> Allow {
+pub(crate) fn everyone() -> Allow {
     Allow { all_declared: true, servers: vec![] }
 }
 

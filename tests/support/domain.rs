@@ -18,17 +18,18 @@ use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa,
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 /// A chain with its key.
-pub type Certified = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+pub(crate) type Certified = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
-pub struct Domain {
-    pub name: DnsName,
-    pub material: Material,
+pub(crate) struct Domain {
+    pub(crate) name: DnsName,
+    pub(crate) material: Material,
 }
 
 impl Domain {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let name = DnsName::parse("contoso.example").unwrap();
-        let terms = Terms { trust_domain: name.clone(), permitted: vec![name.clone()], root_days: 3650, issuer_days: 30 };
+        let terms =
+            Terms { trust_domain: name.clone(), permitted: vec![name.clone()], root_days: 3650, issuer_days: 30 };
         let keys = [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()];
         // Old enough that it could have signed what has expired by now.
         let created = telemetry::now() - SignedDuration::from_hours(48);
@@ -36,18 +37,18 @@ impl Domain {
         Self { name, material: authority::create(&terms, keys, serials, created).unwrap() }
     }
 
-    pub fn id(&self, server: &str) -> SpiffeId {
+    pub(crate) fn id(&self, server: &str) -> SpiffeId {
         SpiffeId::new(&self.name, "sip", server).unwrap()
     }
 
-    pub fn names(&self, server: &str, pod_uid: &str) -> Names {
+    pub(crate) fn names(&self, server: &str, pod_uid: &str) -> Names {
         let id = self.id(server);
         let dns_names = BTreeSet::from([id.topology_name().unwrap()]);
         Names { id, dns_names, pod_uid: pod_uid.to_owned() }
     }
 
     /// What the controller answers to a certificate request.
-    pub fn answer(&self, csr: &str, names: Names, lifetime_seconds: u32) -> CertificateResponse {
+    pub(crate) fn answer(&self, csr: &str, names: Names, lifetime_seconds: u32) -> CertificateResponse {
         let now = telemetry::now();
         let granted = Csr::parse(&BASE64_STANDARD.decode(csr).unwrap()).unwrap().grant(names);
         let authority = Authority::load(&self.material, now).unwrap();
@@ -57,12 +58,12 @@ impl Domain {
     }
 
     /// A good certificate, for clients and servers of the test's own.
-    pub fn certificate(&self, server: &str) -> Certified {
+    pub(crate) fn certificate(&self, server: &str) -> Certified {
         self.forge(server, |_, _| ())
     }
 
     /// A certificate under this authority with whatever `change` makes of it.
-    pub fn forge(&self, server: &str, change: impl FnOnce(&mut CertificateParams, Timestamp)) -> Certified {
+    pub(crate) fn forge(&self, server: &str, change: impl FnOnce(&mut CertificateParams, Timestamp)) -> Certified {
         let key = KeyPair::generate().unwrap();
         let mut params = self.template(server);
         change(&mut params, telemetry::now());
@@ -74,7 +75,7 @@ impl Domain {
     }
 
     /// A certificate with the right names that nobody vouches for.
-    pub fn self_signed(&self, server: &str) -> Certified {
+    pub(crate) fn self_signed(&self, server: &str) -> Certified {
         let key = KeyPair::generate().unwrap();
         let leaf = self.template(server).self_signed(&key).unwrap();
         (vec![leaf.der().clone()], pkcs8(&key))
@@ -98,10 +99,10 @@ impl Domain {
     }
 }
 
-pub fn pkcs8(key: &KeyPair) -> PrivateKeyDer<'static> {
+pub(crate) fn pkcs8(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }
 
-pub fn instant(when: Timestamp) -> time::OffsetDateTime {
+pub(crate) fn instant(when: Timestamp) -> time::OffsetDateTime {
     time::OffsetDateTime::from_unix_timestamp(when.as_second()).unwrap()
 }

@@ -2,18 +2,18 @@
 //! misbehave.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
-pub mod applications;
-pub mod control;
-pub mod domain;
-pub mod wire;
+pub(crate) mod applications;
+pub(crate) mod control;
+pub(crate) mod domain;
+pub(crate) mod wire;
 
 use std::{future::Future, time::Duration};
 
 /// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(15);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Waits until `check` answers, looking again and again; fails with `what` when patience ends.
-pub async fn eventually<T, F>(what: &str, mut check: impl FnMut() -> F) -> T
+pub(crate) async fn eventually<T, F>(what: &str, mut check: impl FnMut() -> F) -> T
 where
     F: Future<Output = Option<T>>,
 {
@@ -29,6 +29,16 @@ where
 }
 
 /// Ends `future` within patience.
-pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// Shows the sidecars' logs where `ENTENTE_TEST_LOG` is set.
+pub(crate) fn logs() {
+    static ONCE: std::sync::Once = std::sync::Once::new();
+    ONCE.call_once(|| {
+        if std::env::var_os("ENTENTE_TEST_LOG").is_some() {
+            entente::telemetry::init(entente::telemetry::LogFormat::Text);
+        }
+    });
 }

@@ -17,12 +17,12 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 
 use super::{domain::Certified, soon};
 
-pub fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(telemetry::crypto())
 }
 
 /// A client that believes every server.
-pub fn client(certificate: Option<Certified>) -> ClientConfig {
+pub(crate) fn client(certificate: Option<Certified>) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -35,7 +35,7 @@ pub fn client(certificate: Option<Certified>) -> ClientConfig {
 }
 
 /// A server that asks nobody for a certificate.
-pub fn server((chain, key): Certified) -> ServerConfig {
+pub(crate) fn server((chain, key): Certified) -> ServerConfig {
     ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .unwrap()
@@ -44,14 +44,18 @@ pub fn server((chain, key): Certified) -> ServerConfig {
         .unwrap()
 }
 
-pub async fn connect(address: SocketAddr, config: ClientConfig, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+pub(crate) async fn connect(
+    address: SocketAddr,
+    config: ClientConfig,
+    name: &str,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let stream = TcpStream::connect(address).await?;
     let name = ServerName::try_from(name.to_owned()).unwrap();
     soon("TLS handshake", TlsConnector::from(Arc::new(config)).connect(name, stream)).await
 }
 
 /// In TLS 1.3 the client is done before the server has judged it: only an answer shows that it was let in.
-pub async fn is_served(connected: std::io::Result<TlsStream<TcpStream>>) -> bool {
+pub(crate) async fn is_served(connected: std::io::Result<TlsStream<TcpStream>>) -> bool {
     let Ok(mut stream) = connected else { return false };
     let talk = async {
         stream.write_all(b"hello").await?;

@@ -1,0 +1,9 @@
+//! The sidecar on loopback: real sockets, real certificates, a control server in the test.
+
+mod calls;
+mod changes;
+mod channel;
+mod harness;
+mod lifecycle;
+mod probes;
+mod refusals;
