@@ -72,6 +72,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         intercepted: Intercepted::OriginalDestination,
         drain_grace: DRAIN_GRACE,
     };
+    proxy::prepare_process();
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.clamp(1, MAX_WORKERS))

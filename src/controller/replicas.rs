@@ -1,7 +1,7 @@
 //! What the other replicas heard from sidecars: `GET /v1/proxies?after=N` over mutual TLS of the control plane. The
 //! leader follows all of them.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result, bail};
 use axum::{
@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{net::TcpStream, sync::watch, task::JoinSet};
 use tokio_rustls::TlsConnector;
 use tokio_util::sync::CancellationToken;
-use tracing::debug;
+use tracing::warn;
 
 use super::{
     channel::Refused,
@@ -123,10 +123,11 @@ pub(super) async fn follow(
     }
 }
 
-/// Pods of the controller carry the chart's labels.
+/// Pods of the controller carry the chart's labels; one without address cannot be called yet.
 fn is_replica(pod: &PodFacts) -> bool {
     let label = |key: &str| pod.labels.get(key).map(String::as_str);
     !pod.ending
+        && !pod.addresses.is_empty()
         && label("app.kubernetes.io/name") == Some("entente")
         && label("app.kubernetes.io/component") == Some("controller")
 }
@@ -134,8 +135,10 @@ fn is_replica(pod: &PodFacts) -> bool {
 async fn one(pod: PodFacts, port: u16, control: ControlPlane, proxies: Arc<Proxies>) {
     let mut failures = 0;
     loop {
-        if let Err(error) = poll(&pod, port, &control, &proxies, &mut failures).await {
-            debug!(replica = pod.name, %error, "another replica cannot be followed");
+        let Err(error) = poll(&pod, port, &control, &proxies, &mut failures).await;
+        // The first failure is often a replica that just starts.
+        if failures == 1 {
+            warn!(replica = pod.name, %error, "another replica cannot be followed");
         }
         failures += 1;
         let pause = pki::renewal::retry_after(failures, telemetry::jitter(), Duration::from_secs(500));
@@ -143,7 +146,13 @@ async fn one(pod: PodFacts, port: u16, control: ControlPlane, proxies: Arc<Proxi
     }
 }
 
-async fn poll(pod: &PodFacts, port: u16, control: &ControlPlane, proxies: &Proxies, failures: &mut u32) -> Result<()> {
+async fn poll(
+    pod: &PodFacts,
+    port: u16,
+    control: &ControlPlane,
+    proxies: &Proxies,
+    failures: &mut u32,
+) -> Result<Infallible> {
     let address = pod.addresses.first().context("it has no address yet")?;
     let stream = tokio::time::timeout(Duration::from_secs(5), TcpStream::connect((*address, port))).await??;
     let (config, name) = client(control)?;
@@ -179,4 +188,93 @@ fn client(control: &ControlPlane) -> Result<(ClientConfig, ServerName<'static>)>
         .with_client_auth_cert(chain, key)?;
     config.resumption = Resumption::disabled();
     Ok((config, ServerName::try_from(control.name().to_owned())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use arc_swap::ArcSwap;
+    use axum::{Router, routing::get};
+    use jiff::Timestamp;
+    use rcgen::KeyPair;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::{
+        controller::{serving, watch::Signal},
+        identity::{DnsName, Identity, SpiffeId},
+        pki::authority::Serial,
+    };
+
+    fn control_plane() -> ControlPlane {
+        let key = KeyPair::generate().unwrap();
+        let ca = control::create(&key, Serial::from_random([1; 16]), telemetry::now()).unwrap();
+        ControlPlane::of(ca, key.serialize_pem(), "entente-system", "entente").unwrap()
+    }
+
+    fn identity() -> Identity {
+        Identity {
+            id: SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), "shop", "web").unwrap(),
+            dns_names: BTreeSet::new(),
+            pod_uid: Some("pod".into()),
+            serial: vec![1],
+            not_before: Timestamp::from_second(1).unwrap(),
+            not_after: Timestamp::from_second(2).unwrap(),
+        }
+    }
+
+    async fn replica(control: &ControlPlane, proxies: &Arc<Proxies>) -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let sharing = Sharing { proxies: Arc::clone(proxies), ca: control.ca.clone() };
+        let router = Router::new().route("/v1/proxies", get(share).with_state(sharing));
+        let tls = Arc::new(ArcSwap::from_pointee(control.server(telemetry::now()).unwrap()));
+        tokio::spawn(serving::serve(listener, tls, router, CancellationToken::new()));
+        port
+    }
+
+    fn neighbour() -> PodFacts {
+        PodFacts { uid: "other".into(), addresses: [[127, 0, 0, 1].into()].into(), ..PodFacts::default() }
+    }
+
+    #[tokio::test]
+    async fn the_leader_learns_what_another_replica_heard() {
+        let control = control_plane();
+        let (theirs, ours) = (Arc::new(Proxies::new(Signal::new())), Arc::new(Proxies::new(Signal::new())));
+        let port = replica(&control, &theirs).await;
+        let (held, leader) = (Arc::clone(&ours), control.clone());
+        let following = tokio::spawn(async move { poll(&neighbour(), port, &leader, &held, &mut 0).await.map(|_| ()) });
+        let _poll = theirs.poll("pod", &identity(), None, telemetry::now());
+        let seen = async {
+            while !ours.seen(telemetry::now()).contains_key("pod") {
+                assert!(!following.is_finished(), "following ended");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), seen).await.expect("the row arrives");
+        assert!(ours.seen(telemetry::now())["pod"].connected);
+    }
+
+    #[test]
+    fn a_replica_is_followed_once_it_has_an_address() {
+        let labels = [("app.kubernetes.io/name", "entente"), ("app.kubernetes.io/component", "controller")];
+        let labels = labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
+        let pod = PodFacts { labels, ..neighbour() };
+        assert!(is_replica(&pod));
+        assert!(!is_replica(&PodFacts { addresses: BTreeSet::new(), ..pod.clone() }));
+        assert!(!is_replica(&PodFacts { ending: true, ..pod }));
+        assert!(!is_replica(&neighbour()));
+    }
+
+    #[tokio::test]
+    async fn a_stranger_learns_nothing() {
+        let control = control_plane();
+        let port = replica(&control, &Arc::new(Proxies::new(Signal::new()))).await;
+        let mut stranger = control_plane();
+        stranger.ca = control.ca.clone();
+        let held = Proxies::new(Signal::new());
+        let refused = poll(&neighbour(), port, &stranger, &held, &mut 0).await.map(|_| ());
+        assert!(refused.is_err_and(|error| error.to_string().contains("403")));
+    }
 }

@@ -82,9 +82,14 @@ impl ControlPlane {
             let bytes = data.get(key).with_context(|| format!("Secret {SECRET} has no {key}"))?;
             String::from_utf8(bytes.0.clone()).with_context(|| format!("{key} of Secret {SECRET} is not PEM"))
         };
+        Self::of(text("ca.crt")?, text("ca.key")?, namespace, service)
+    }
+
+    /// The control plane of a Service, from its authority's certificate and key, PEM.
+    pub(super) fn of(ca: String, ca_key: String, namespace: &str, service: &str) -> Result<Self> {
         let name = |text: String| DnsName::parse(&text);
         let names = vec![name(format!("{service}.{namespace}.svc"))?, name(format!("{service}.{namespace}"))?];
-        Ok(Self { ca: text("ca.crt")?, ca_key: text("ca.key")?, names })
+        Ok(Self { ca, ca_key, names })
     }
 
     /// The name under which sidecars and replicas reach us.

@@ -25,6 +25,8 @@ pub(super) struct Record {
     started: Instant,
     /// Who: the verified identity, else the address.
     pub(super) peer: String,
+    /// Who else was proven, where that is not the peer: an impostor.
+    pub(super) presented: Option<String>,
     /// The address where we were dialled or dial.
     pub(super) destination: Option<SocketAddr>,
     /// What the wire carries.
@@ -37,7 +39,15 @@ impl Record {
     /// Begins the record of a connection from or to `peer`.
     pub(super) fn begin(direction: Direction, peer: SocketAddr) -> Self {
         let peer = peer.ip().to_canonical().to_string();
-        Self { direction, started: Instant::now(), peer, destination: None, mode: "none", moved: Moved::default() }
+        Self {
+            direction,
+            started: Instant::now(),
+            peer,
+            presented: None,
+            destination: None,
+            mode: "none",
+            moved: Moved::default(),
+        }
     }
 
     /// Seconds since the connection was accepted.
@@ -47,7 +57,7 @@ impl Record {
 
     /// Writes the record and counts it.
     pub(super) fn end(self, outcome: Result<(), Refusal>, metrics: &Metrics, refusals: &Refusals) {
-        let Self { direction, started, peer, destination, mode, moved } = self;
+        let Self { direction, started, peer, presented, destination, mode, moved } = self;
         metrics.moved(direction, moved.sent, moved.received);
         let destination = destination.map(|address| address.to_string()).unwrap_or_default();
         let port = destination.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);
@@ -70,7 +80,7 @@ impl Record {
             return;
         }
         tracing::warn!(
-            target: "access", direction = direction_word, %peer, %destination, mode, sent = moved.sent,
+            target: "access", direction = direction_word, %peer, presented, %destination, mode, sent = moved.sent,
             received = moved.received, milliseconds, reason, detail, "connection refused"
         );
         refusals.count(direction, refusal, peer, port);

@@ -28,6 +28,8 @@ pub(super) struct Leaf {
     pub(super) identity: Identity,
     /// Chain and key, as rustls wants them.
     pub(super) certified: Arc<CertifiedKey>,
+    /// When its life began for us: notBefore lies further back, for clocks that lag.
+    pub(super) began: Timestamp,
     /// When it is renewed.
     pub(super) renew_at: Timestamp,
     /// The lifetime that the brief wished for when it was issued; `None` = there was no brief yet.
@@ -107,7 +109,8 @@ impl Candidate {
                 pem.push('\n');
             }
         }
-        let leaf = Leaf::parse(pem, pod_uid, lifetime, jitter)?;
+        // The leaf is dated back for clocks that lag; its life begins now.
+        let leaf = Leaf::parse(pem, pod_uid, lifetime, (now, jitter))?;
         let anchors = Anchors::parse(&answer.anchors)?;
         for role in [Role::Client, Role::Server] {
             verify::verdict(&leaf.certified.cert, role, &anchors, now).map_err(CredentialError::Unverified)?;
@@ -117,7 +120,12 @@ impl Candidate {
 }
 
 impl Leaf {
-    fn parse(pem: String, pod_uid: &str, lifetime: Option<u32>, jitter: f64) -> Result<Self, CredentialError> {
+    fn parse(
+        pem: String,
+        pod_uid: &str,
+        lifetime: Option<u32>,
+        (began, jitter): (Timestamp, f64),
+    ) -> Result<Self, CredentialError> {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes())
             .collect::<Result<_, _>>()
             .map_err(|_| CredentialError::Chain)?;
@@ -132,8 +140,8 @@ impl Leaf {
         let key = tls::signing_key(key).map_err(|_| CredentialError::KeyMismatch)?;
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|_| CredentialError::KeyMismatch)?;
-        let renew_at = renewal::renew_at(identity.not_before, identity.not_after, jitter);
-        Ok(Self { identity, certified: Arc::new(certified), renew_at, lifetime, pem })
+        let renew_at = renewal::renew_at(began, identity.not_after, jitter);
+        Ok(Self { identity, certified: Arc::new(certified), began, renew_at, lifetime, pem })
     }
 
     /// The serial number, hex.
@@ -173,16 +181,14 @@ pub(super) struct Kept {
 /// Reads back what was kept; what is unreadable, expired or another pod's counts as absent.
 pub(super) fn load(directory: &Path, pod_uid: &str, (now, jitter): (Timestamp, f64)) -> Option<Kept> {
     let pem = std::fs::read_to_string(directory.join(IDENTITY_FILE)).ok()?;
-    let mut leaf = Leaf::parse(pem, pod_uid, None, jitter)
-        .inspect_err(|error| tracing::warn!(%error, "kept certificate is of no use"))
-        .ok()?;
-    if leaf.identity.not_after <= now {
-        return None;
-    }
     let brief = std::fs::read(directory.join(BRIEF_FILE)).ok();
     let brief = brief.and_then(|bytes| serde_json::from_slice::<Brief>(&bytes).ok());
-    leaf.lifetime = brief.as_ref().map(|brief| brief.lifetime_seconds);
-    Some(Kept { leaf, brief })
+    let lifetime = brief.as_ref().map(|brief| brief.lifetime_seconds);
+    // When it was issued is not kept: the part of its life that is left is divided anew.
+    let leaf = Leaf::parse(pem, pod_uid, lifetime, (now, jitter))
+        .inspect_err(|error| tracing::warn!(%error, "kept certificate is of no use"))
+        .ok()?;
+    (leaf.identity.not_after > now).then_some(Kept { leaf, brief })
 }
 
 /// Keeps the brief in force for a restart of the container.
@@ -222,6 +228,65 @@ mod tests {
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(!directory.path().join("a.new").exists());
+    }
+
+    /// A leaf of `lifetime` seconds, dated back by `skew`, as the controller issues it.
+    fn issued(candidate: &Candidate, lifetime: u32, skew: u32, now: Timestamp) -> CertificateResponse {
+        use crate::{
+            identity::{DnsName, SpiffeId},
+            pki::authority::{self, Authority, Serial, Terms},
+        };
+        let domain = DnsName::parse("contoso.example").unwrap();
+        let permitted = vec![domain.clone()];
+        let terms = Terms { trust_domain: domain.clone(), permitted, root_days: 10, issuer_days: 5 };
+        let keys = [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()];
+        let serials = [Serial::from_random([1; 16]), Serial::from_random([2; 16])];
+        let material = authority::create(&terms, keys, serials, now).unwrap();
+        let id = SpiffeId::new(&domain, "sip", "fe").unwrap();
+        let dns_names = BTreeSet::from([id.topology_name().unwrap()]);
+        let names = csr::Names { id, dns_names, pod_uid: "uid".to_owned() };
+        let request = csr::Csr::parse(&csr::request(&candidate.key).unwrap()).unwrap();
+        let authority = Authority::load(&material, now).unwrap();
+        let validity = authority.leaf_validity(lifetime, skew, now).unwrap();
+        let issued = authority.sign(&request.grant(names), Serial::from_random([3; 16]), validity).unwrap();
+        CertificateResponse { chain: issued.chain, anchors: vec![material.root_certificate] }
+    }
+
+    #[test]
+    fn a_leaf_shorter_than_the_clock_skew_is_renewed_in_its_life_and_not_at_once() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let candidate = Candidate::new().unwrap();
+        let answer = issued(&candidate, 120, 300, now);
+        for jitter in [0.0, 0.5, 1.0] {
+            let leaf = candidate.join(&answer, "uid", None, (now, jitter)).unwrap();
+            let wait = leaf.renew_at.as_second() - now.as_second();
+            assert!((39..=48).contains(&wait), "{wait}");
+        }
+    }
+
+    #[test]
+    fn an_answer_for_another_key_or_pod_is_not_used() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let (ours, other) = (Candidate::new().unwrap(), Candidate::new().unwrap());
+        let answer = issued(&other, 3600, 300, now);
+        assert!(matches!(ours.join(&answer, "uid", None, (now, 0.5)), Err(CredentialError::KeyMismatch)));
+        assert!(matches!(other.join(&answer, "another", None, (now, 0.5)), Err(CredentialError::OtherPod)));
+        let empty = CertificateResponse { chain: vec![], ..answer };
+        assert!(matches!(other.join(&empty, "uid", None, (now, 0.5)), Err(CredentialError::Chain)));
+    }
+
+    #[test]
+    fn a_kept_leaf_comes_back_until_it_expires() {
+        let directory = tempfile::tempdir().unwrap();
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let candidate = Candidate::new().unwrap();
+        let leaf = candidate.join(&issued(&candidate, 3600, 300, now), "uid", None, (now, 0.5)).unwrap();
+        leaf.store(directory.path()).unwrap();
+        let kept = load(directory.path(), "uid", (now, 0.5)).unwrap();
+        assert_eq!(kept.leaf.serial(), leaf.serial());
+        assert!(load(directory.path(), "another pod", (now, 0.5)).is_none());
+        let later = Timestamp::from_second(1_800_003_600).unwrap();
+        assert!(load(directory.path(), "uid", (later, 0.5)).is_none());
     }
 
     #[test]

@@ -101,7 +101,7 @@ async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()
 
 async fn pause(shared: &Shared, attempt: u32) {
     let life = shared.leaf().borrow().as_ref().map_or(FIRST_LIFETIME, |leaf| {
-        let seconds = leaf.identity.not_after.as_second() - leaf.identity.not_before.as_second();
+        let seconds = leaf.identity.not_after.as_second() - leaf.began.as_second();
         Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
     });
     tokio::time::sleep(renewal::retry_after(attempt, telemetry::jitter(), life)).await;

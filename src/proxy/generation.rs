@@ -64,6 +64,21 @@ pub(super) enum GenerationError {
     Tls(#[from] TlsError),
 }
 
+/// A refusal, and who was proven before it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// The one reason.
+    pub(super) reason: Refusal,
+    /// Whom the verified certificate names; `None` where none was verified.
+    pub(super) proven: Option<SpiffeId>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(reason: Refusal) -> Self {
+        Self { reason, proven: None }
+    }
+}
+
 /// What judges peers: the brief, and the anchors of its one scope.
 #[derive(Debug)]
 pub(super) struct Judge {
@@ -74,10 +89,12 @@ pub(super) struct Judge {
 
 impl Judge {
     /// Judges whoever dialled `port`: the chain, the identity, the edge.
-    pub(super) fn caller(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Verdict, Refusal> {
+    pub(super) fn caller(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Verdict, Refused> {
         let verdict = verify::verdict(chain, Role::Client, &self.anchors, now)?;
-        self.brief.admit(&verdict.identity, port)?;
-        Ok(verdict)
+        match self.brief.admit(&verdict.identity, port) {
+            Ok(_) => Ok(verdict),
+            Err(reason) => Err(Refused { reason, proven: Some(verdict.identity.id) }),
+        }
     }
 
     /// Judges whoever answered where `expected` was dialled.
@@ -86,10 +103,12 @@ impl Judge {
         chain: &[CertificateDer<'_>],
         expected: &SpiffeId,
         now: Timestamp,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<Verdict, Refused> {
         let verdict = verify::verdict(chain, Role::Server, &self.anchors, now)?;
-        verify::expect_server(&verdict.identity, expected)?;
-        Ok(verdict)
+        match verify::expect_server(&verdict.identity, expected) {
+            Ok(()) => Ok(verdict),
+            Err(reason) => Err(Refused { reason, proven: Some(verdict.identity.id) }),
+        }
     }
 }
 

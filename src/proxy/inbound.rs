@@ -67,10 +67,15 @@ async fn secure(
     record: &mut Record,
 ) -> Result<(TlsStream<TcpStream>, Place), Refusal> {
     expect_tls(&stream).await?;
-    let secured = tls::accept(stream, generation.server(port.port)?).await.map_err(|refusal| match refusal {
-        // The caller went away in the middle of the handshake.
-        Refusal::Truncated => Refusal::HandshakeFailed(HandshakeDetail::Malformed),
-        other => other,
+    let secured = tls::accept(stream, generation.server(port.port)?).await.map_err(|refused| {
+        if let Some(proven) = refused.proven {
+            record.peer = proven.to_string();
+        }
+        match refused.reason {
+            // The caller went away in the middle of the handshake.
+            Refusal::Truncated => Refusal::HandshakeFailed(HandshakeDetail::Malformed),
+            other => other,
+        }
     })?;
     shared.metrics.handshake(Direction::Inbound, record.age());
     let Some(verdict) = secured.verdict else {
@@ -85,7 +90,7 @@ async fn secure(
     let basis = Basis::Caller { identity: verdict.identity, port: dialled };
     let place = shared.register(basis, generation, |current| {
         let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
-        current.judge.caller(chain, dialled, telemetry::now()).map(drop)
+        current.judge.caller(chain, dialled, telemetry::now()).map(drop).map_err(|refused| refused.reason)
     })?;
     Ok((secured.stream, place))
 }

@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::refusal::{LimitDetail, Refusal};
@@ -16,8 +17,8 @@ const MAX_PENDING: usize = 1024;
 const MAX_PENDING_PER_SOURCE: usize = 64;
 /// Descriptors kept back for the control channel, health and files.
 const RESERVED_DESCRIPTORS: usize = 64;
-/// Where the limit cannot be read.
-const ASSUMED_DESCRIPTORS: usize = 1024;
+/// More than this many are never asked for.
+const MOST_DESCRIPTORS: u64 = 1 << 20;
 
 /// The bounds of one proxy.
 #[derive(Debug)]
@@ -69,10 +70,23 @@ impl Limits {
     }
 }
 
-/// The soft limit of descriptors, as `/proc/self/limits` has it.
-pub(super) fn descriptors(limits: &str) -> usize {
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(ASSUMED_DESCRIPTORS)
+/// How many descriptors this process may hold.
+pub(super) fn descriptors() -> usize {
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(MOST_DESCRIPTORS);
+    usize::try_from(current.min(MOST_DESCRIPTORS)).unwrap_or(usize::MAX)
+}
+
+/// Prepares the process of a sidecar: as many descriptors as it may have, and no memory dump, since the memory holds
+/// the key. Neither is worth not starting for.
+pub fn prepare_process() {
+    let limit = getrlimit(Resource::Nofile);
+    let current = Some(limit.maximum.unwrap_or(MOST_DESCRIPTORS).min(MOST_DESCRIPTORS));
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current, ..limit }) {
+        tracing::warn!(%error, "cannot raise the limit of descriptors");
+    }
+    if let Err(error) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
+        tracing::warn!(%error, "memory dumps stay possible");
+    }
 }
 
 #[cfg(test)]
@@ -95,13 +109,5 @@ mod tests {
         let limits = Limits::new(RESERVED_DESCRIPTORS + 4);
         let _held = (limits.connection().unwrap(), limits.connection().unwrap());
         assert_eq!(limits.connection().unwrap_err(), Refusal::Limit(LimitDetail::Connections));
-    }
-
-    #[test]
-    fn the_soft_limit_is_read_from_the_kernels_table() {
-        let text =
-            "Limit  Soft Limit  Hard Limit  Units\nMax open files            20000                30000    files\n";
-        assert_eq!(descriptors(text), 20_000);
-        assert_eq!(descriptors("nothing"), ASSUMED_DESCRIPTORS);
     }
 }

@@ -45,6 +45,7 @@ use self::{
 };
 pub use self::{
     channel::Control,
+    limits::prepare_process,
     sockets::{Intercepted, resolvers},
 };
 use crate::{
@@ -144,8 +145,7 @@ impl Bound {
         let stop_inbound = stop.child_token();
         let connections = TaskTracker::new();
         let background = TaskTracker::new();
-        let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-        let limits = Arc::new(Limits::new(limits::descriptors(&limits)));
+        let limits = Arc::new(Limits::new(limits::descriptors()));
         let acceptor = Acceptor { shared: shared.clone(), limits, tasks: connections.clone() };
         for (listeners, direction, stop) in
             [(inbound, Direction::Inbound, &stop_inbound), (outbound, Direction::Outbound, &stop)]

@@ -9,7 +9,7 @@ use super::{
     access::Record,
     generation::Generation,
     metrics::mode_word,
-    registry::{Basis, Place, still_admitted},
+    registry::{Basis, still_admitted},
     relay::{self, Wire},
     shared::Shared,
     sockets, tls,
@@ -45,6 +45,7 @@ async fn converse(shared: &Shared, application: TcpStream, record: &mut Record) 
     let mode = declared_mode(&route, destination.port())?;
     record.mode = mode_word(mode);
     let basis = Basis::Server { address: destination, server: route.server.clone(), mode };
+    still_admitted(&basis, generation.brief(), &shared.routes.table())?;
     if mode == Mode::MutualTls {
         return mutual(shared, &generation, application, destination, (route.server, basis), record).await;
     }
@@ -79,7 +80,9 @@ async fn splice(
     record: &mut Record,
 ) -> Result<(), Refusal> {
     let network = sockets::dial(destination, true).await?;
-    let place = register(shared, generation, basis)?;
+    let again = basis.clone();
+    let judge = |current: &Generation| still_admitted(&again, current.brief(), &shared.routes.table());
+    let place = shared.register(basis, generation, judge)?;
     shared.metrics.connected(Direction::Outbound, record.mode);
     relay::carry(application, network, Wire::Plain, place, &mut record.moved).await
 }
@@ -97,23 +100,21 @@ async fn mutual(
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
     let network = sockets::dial(destination, true).await?;
-    let secured = tls::connect(network, name, generation.client(&server)?).await.map_err(|refusal| match refusal {
-        // It hung up on us in the middle of the handshake.
-        Refusal::Truncated => Refusal::PeerRefused,
-        other => other,
+    let secured = tls::connect(network, name, generation.client(&server)?).await.map_err(|refused| {
+        record.presented = refused.proven.map(|proven| proven.to_string());
+        match refused.reason {
+            // It hung up on us in the middle of the handshake.
+            Refusal::Truncated => Refusal::PeerRefused,
+            other => other,
+        }
     })?;
     shared.metrics.handshake(Direction::Outbound, record.age());
-    let place = register(shared, generation, basis)?;
-    let current = shared.generation()?;
-    if !Arc::ptr_eq(&current, generation) {
+    let again = basis.clone();
+    let place = shared.register(basis, generation, |current| {
+        still_admitted(&again, current.brief(), &shared.routes.table())?;
         let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
-        current.judge.callee(chain, &server, telemetry::now())?;
-    }
+        current.judge.callee(chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
+    })?;
     shared.metrics.connected(Direction::Outbound, record.mode);
     relay::carry(application, secured.stream, Wire::Tls, place, &mut record.moved).await
-}
-
-fn register(shared: &Shared, generation: &Arc<Generation>, basis: Basis) -> Result<Place, Refusal> {
-    let again = basis.clone();
-    shared.register(basis, generation, |current| still_admitted(&again, current.brief(), &shared.routes.table()))
 }

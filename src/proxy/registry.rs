@@ -166,3 +166,124 @@ impl Registry {
         [inbound, open.len() - inbound]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::brief::{Allow, Cursor, Egress, EgressNetwork, Port, Route, RouteCursor, RouteDelta, VERSION};
+
+    fn id(server: &str) -> SpiffeId {
+        SpiffeId::parse(&format!("spiffe://contoso.example/ns/sip/server/{server}")).unwrap()
+    }
+
+    fn caller(server: &str, port: u16) -> Basis {
+        let identity = Identity {
+            id: id(server),
+            dns_names: BTreeSet::new(),
+            pod_uid: None,
+            serial: vec![],
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
+        };
+        Basis::Caller { identity, port }
+    }
+
+    fn called(address: &str, mode: Mode) -> Basis {
+        Basis::Server { address: address.parse().unwrap(), server: id("callee"), mode }
+    }
+
+    fn egress(address: &str, resolver: bool) -> Basis {
+        Basis::Egress { address: address.parse().unwrap(), resolver }
+    }
+
+    fn brief() -> Brief {
+        let port = |port, mode, servers| Port {
+            name: format!("port-{port}"),
+            port,
+            target_port: port,
+            mode,
+            allow: Allow { all_declared: false, servers },
+        };
+        Brief {
+            version: VERSION,
+            cursor: Cursor::default(),
+            identity: id("own"),
+            standing: Standing::Active,
+            names: vec![],
+            lifetime_seconds: 3600,
+            ports: vec![port(1, Mode::MutualTls, vec![id("friend")]), port(2, Mode::ServerTls, vec![])],
+            egress: Egress {
+                unrestricted: false,
+                networks: vec![EgressNetwork { cidr: "192.0.2.0/24".parse().unwrap(), ports: vec![443] }],
+            },
+            scopes: vec![],
+            drain_seconds: 30,
+        }
+    }
+
+    fn table() -> Arc<Table> {
+        let route = |address: &str, server| Route {
+            address: address.parse().unwrap(),
+            server: id(server),
+            pod: None,
+            ports: BTreeMap::from([(5, Mode::MutualTls)]),
+        };
+        let routes = super::super::routes::Routes::default();
+        let put = vec![route("10.0.0.1", "callee"), route("10.0.0.2", "other")];
+        let cursor = RouteCursor { epoch: 1, version: 1 };
+        routes.apply(RouteDelta { cursor, reset: true, on_demand: false, put, remove: vec![] });
+        routes.table()
+    }
+
+    #[test]
+    fn each_basis_holds_exactly_while_brief_and_routes_say_so() {
+        let (brief, table) = (brief(), table());
+        let judge = |basis: &Basis| still_admitted(basis, &brief, &table);
+        for (basis, expected) in [
+            (caller("friend", 1), Ok(())),
+            (caller("stranger", 1), Err(Refusal::NotInTopology)),
+            (caller("friend", 9), Err(Refusal::PortNotAllowed)),
+            (caller("friend", 2), Err(Refusal::NotInTopology)),
+            (Basis::Anybody { port: 2, mode: Mode::ServerTls }, Ok(())),
+            (Basis::Anybody { port: 2, mode: Mode::Plaintext }, Err(Refusal::PortNotAllowed)),
+            (Basis::Anybody { port: 1, mode: Mode::ServerTls }, Err(Refusal::PortNotAllowed)),
+            (called("10.0.0.1:5", Mode::MutualTls), Ok(())),
+            (called("10.0.0.1:5", Mode::Plaintext), Err(Refusal::PortNotAllowed)),
+            (called("10.0.0.1:6", Mode::MutualTls), Err(Refusal::PortNotAllowed)),
+            (called("10.0.0.2:5", Mode::MutualTls), Err(Refusal::WrongServer(ServerDetail::Uri))),
+            (called("10.0.0.3:5", Mode::MutualTls), Ok(())),
+            (egress("192.0.2.7:443", false), Ok(())),
+            (egress("192.0.2.7:80", false), Err(Refusal::DestinationNotDeclared)),
+            (egress("10.96.0.10:53", true), Ok(())),
+        ] {
+            assert_eq!(judge(&basis), expected, "{basis:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_holds_for_a_withdrawn_server() {
+        let brief = Brief { standing: Standing::Withdrawn, ..brief() };
+        for basis in [caller("friend", 1), called("10.0.0.1:5", Mode::MutualTls), egress("192.0.2.7:443", false)] {
+            let expected = Err(Refusal::NotReady(ReadyDetail::Withdrawn));
+            assert_eq!(still_admitted(&basis, &brief, &table()), expected);
+        }
+    }
+
+    #[test]
+    fn a_rejudgement_ends_exactly_the_connections_that_no_longer_hold() {
+        let registry = Arc::new(Registry::default());
+        let mut stays = registry.enter(caller("friend", 1));
+        let mut ends = registry.enter(caller("stranger", 1));
+        assert_eq!(registry.count(), [2, 0]);
+        assert_eq!(registry.rejudge(&brief(), &table()), 1);
+        assert_eq!(ends.killed.try_recv(), Ok(Refusal::NotInTopology));
+        assert!(stays.killed.try_recv().is_err());
+        assert_eq!(registry.rejudge(&brief(), &table()), 0, "ended once");
+        drop((stays, ends));
+        assert_eq!(registry.count(), [0, 0]);
+    }
+}

@@ -1,45 +1,41 @@
-//! The one constructor of every TLS configuration, and the verifiers that put `pki::verify` into handshakes.
+//! The one constructor of every TLS configuration, and the handshakes.
 //!
 //! TLS 1.3 only; no tickets, no session store, no early data: a resumed session would skip the client's certificate
-//! (`proxy.md` §5, 1). The reason of a refusal leaves the verifier through a task-local cell, since rustls carries
-//! only its own errors, and its errors choose the alert.
+//! (`proxy.md` §5, 1).
+
+mod verifiers;
 
 use std::{
-    cell::RefCell,
     future::Future,
     io,
     sync::{Arc, LazyLock},
     time::Duration,
 };
 
-use jiff::Timestamp;
 use rustls::{
-    AlertDescription, CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, Error, InvalidMessage,
-    RootCertStore, ServerConfig, SignatureScheme,
-    client::{
-        Resumption, WebPkiServerVerifier,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    },
-    crypto::{CryptoProvider, aws_lc_rs, verify_tls13_signature},
-    server::{
-        ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
+    AlertDescription, ClientConfig, Error, InvalidMessage, RootCertStore, ServerConfig,
+    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
+    crypto::{CryptoProvider, aws_lc_rs},
+    server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
     version::TLS13,
 };
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject};
+use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::{credentials::Leaf, generation::Judge};
+use self::verifiers::{Anyone, Callee, Caller, OwnNames};
+use super::{
+    credentials::Leaf,
+    generation::{Judge, Refused},
+};
 use crate::{
     brief::ALPN,
     identity::SpiffeId,
-    pki::verify::{self, Verdict},
+    pki::verify::Verdict,
     refusal::{ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
     telemetry,
 };
@@ -70,10 +66,6 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     ];
     Arc::new(provider)
 });
-
-tokio::task_local! {
-    static JUDGED: RefCell<Option<Result<Verdict, Refusal>>>;
-}
 
 /// The provider's way to load a private key.
 pub(super) fn signing_key(
@@ -163,7 +155,7 @@ pub(super) struct Secured<S> {
 }
 
 /// Accepts a TLS connection.
-pub(super) async fn accept<S>(stream: S, config: Arc<ServerConfig>) -> Result<Secured<server::TlsStream<S>>, Refusal>
+pub(super) async fn accept<S>(stream: S, config: Arc<ServerConfig>) -> Result<Secured<server::TlsStream<S>>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -175,22 +167,18 @@ pub(super) async fn connect<S>(
     stream: S,
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
-) -> Result<Secured<client::TlsStream<S>>, Refusal>
+) -> Result<Secured<client::TlsStream<S>>, Refused>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     judged(TlsConnector::from(config).connect(name, stream)).await
 }
 
-async fn judged<T>(handshake: impl Future<Output = io::Result<T>>) -> Result<Secured<T>, Refusal> {
-    let observed = JUDGED.scope(RefCell::new(None), async {
-        let outcome = handshake.await;
-        (outcome, JUDGED.with(RefCell::take))
-    });
-    match timeout(HANDSHAKE, observed).await {
-        Err(_) => Err(Refusal::Timeout(TimeoutDetail::Handshake)),
-        Ok((Err(_), Some(Err(refusal)))) => Err(refusal),
-        Ok((Err(error), _)) => Err(reason(&error)),
+async fn judged<T>(handshake: impl Future<Output = io::Result<T>>) -> Result<Secured<T>, Refused> {
+    match timeout(HANDSHAKE, verifiers::observed(handshake)).await {
+        Err(_) => Err(Refusal::Timeout(TimeoutDetail::Handshake).into()),
+        Ok((Err(_), Some(Err(refused)))) => Err(refused),
+        Ok((Err(error), _)) => Err(reason(&error).into()),
         Ok((Ok(stream), verdict)) => Ok(Secured { stream, verdict: verdict.transpose()? }),
     }
 }
@@ -211,180 +199,5 @@ pub(super) fn reason(error: &io::Error) -> Refusal {
         Some(_) => Refusal::HandshakeFailed(HandshakeDetail::Malformed),
         // The transport ended. What that means depends on the role, which the caller knows.
         None => Refusal::Truncated,
-    }
-}
-
-fn record(outcome: Result<Verdict, Refusal>) -> Result<(), Error> {
-    let answer = outcome.as_ref().map(|_| ()).map_err(|refusal| Error::InvalidCertificate(alert(*refusal)));
-    // Outside a handshake of ours nobody reads the cell; the answer stands all the same.
-    let _ = JUDGED.try_with(|cell| cell.replace(Some(outcome)));
-    answer
-}
-
-/// The certificate error whose alert says most to the peer (`security.md` §4).
-fn alert(refusal: Refusal) -> CertificateError {
-    match refusal {
-        Refusal::Expired => CertificateError::Expired,
-        Refusal::NotYetValid => CertificateError::NotValidYet,
-        Refusal::UntrustedRoot(_) => CertificateError::UnknownIssuer,
-        Refusal::BadChain(_) | Refusal::BadName(_) => CertificateError::BadEncoding,
-        Refusal::WrongUsage => CertificateError::InvalidPurpose,
-        Refusal::WrongServer(_) => CertificateError::NotValidForName,
-        _ => CertificateError::ApplicationVerificationFailure,
-    }
-}
-
-fn chain<'a>(leaf: &'a CertificateDer<'_>, rest: &'a [CertificateDer<'_>]) -> Vec<CertificateDer<'a>> {
-    std::iter::once(leaf).chain(rest).map(|one| CertificateDer::from(one.as_ref())).collect()
-}
-
-fn instant(now: UnixTime) -> Timestamp {
-    // A time that does not fit is far in the future: everything has expired then.
-    i64::try_from(now.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX)
-}
-
-/// Whoever dials one of our `MutualTls` ports.
-#[derive(Debug)]
-struct Caller {
-    judge: Arc<Judge>,
-    port: u16,
-}
-
-impl ClientCertVerifier for Caller {
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        now: UnixTime,
-    ) -> Result<ClientCertVerified, Error> {
-        record(self.judge.caller(&chain(leaf, intermediates), self.port, instant(now)))?;
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        verify::algorithms().supported_schemes()
-    }
-}
-
-/// The one server that we mean to reach.
-#[derive(Debug)]
-struct Callee {
-    judge: Arc<Judge>,
-    expected: SpiffeId,
-}
-
-impl ServerCertVerifier for Callee {
-    fn verify_server_cert(
-        &self,
-        leaf: &CertificateDer<'_>,
-        intermediates: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        now: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        record(self.judge.callee(&chain(leaf, intermediates), &self.expected, instant(now)))?;
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        verify::algorithms().supported_schemes()
-    }
-}
-
-/// Any server: for HTTPS probes only.
-#[derive(Debug)]
-struct Anyone;
-
-impl ServerCertVerifier for Anyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        verify::algorithms().supported_schemes()
-    }
-}
-
-fn no_tls12<T>() -> Result<T, Error> {
-    Err(Error::General("TLS 1.2 is not offered".to_owned()))
-}
-
-/// Our certificate, for callers that name nobody or name us.
-#[derive(Debug)]
-struct OwnNames(Arc<Leaf>);
-
-impl ResolvesServerCert for OwnNames {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let ours = |name: &str| self.0.identity.dns_names.iter().any(|own| own.as_str() == name);
-        if hello.server_name().is_none_or(ours) {
-            return Some(self.0.certified.clone());
-        }
-        let _ = record(Err(Refusal::HandshakeFailed(HandshakeDetail::ServerName)));
-        None
     }
 }

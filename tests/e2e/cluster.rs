@@ -16,9 +16,16 @@ use std::{
 static CONTROL_PLANE: RwLock<()> = RwLock::new(());
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
+/// What the names of this node end with: nothing, or the number that `./up` was given in `ENTENTE_NODE`.
+pub(crate) fn suffix() -> String {
+    #[allow(clippy::disallowed_methods, reason = "which node to test is said from outside")]
+    let number = std::env::var("ENTENTE_NODE").unwrap_or_default();
+    if number.is_empty() || number == "0" { String::new() } else { format!("-{number}") }
+}
+
 /// Where `./up` keeps the node.
 pub(crate) fn node() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".node")
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!(".node{}", suffix()))
 }
 
 /// What a command said.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    cluster::{Place, amount, kubectl, must, until},
+    cluster::{Place, amount, kubectl, must, suffix, until},
     workloads::{IDLE, account, declared, deployment, server, service, web},
 };
 
@@ -51,8 +51,8 @@ impl Drop for Restored {
 fn kill(pod: &str) {
     let id = must(&["-n", SYSTEM, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}"]);
     let Some(id) = id.strip_prefix("containerd://") else { return };
-    let socket = "/run/entente-node/containerd.sock";
-    let _ = Command::new("ctr").args(["-a", socket, "-n", "k8s.io", "tasks", "kill", "-s", "9", id]).output();
+    let socket = format!("/run/entente-node{}/containerd.sock", suffix());
+    let _ = Command::new("ctr").args(["-a", &socket, "-n", "k8s.io", "tasks", "kill", "-s", "9", id]).output();
 }
 
 fn leader() -> String {
@@ -181,7 +181,9 @@ fn with_two_replicas_signing_and_briefs_continue_when_the_leader_is_killed() {
     let _ = kubectl(&["-n", SYSTEM, "delete", "pod", &old, "--force", "--grace-period=0"]);
     // The other replica signs and writes briefs from what was published, before anybody leads again.
     until(30, "a new pod is admitted", || {
-        let said = place.try_apply(&deployment("web2", "web", IDLE).replace("{app: web2}", "{app: web, more: web2}"));
+        let said = place.try_apply(
+            &deployment("web2", "web", &web(8080, "hello")).replace("{app: web2}", "{app: web, more: web2}"),
+        );
         if said.ok { Ok(()) } else { Err(said.err) }
     });
     until(60, "the new pod has its certificate and its brief", || {

@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use crate::{
-    cluster::{Place, must, node, until},
+    cluster::{Place, must, node, suffix, until},
     workloads::{IDLE, account, declared, server, service, web},
 };
 
@@ -17,7 +17,8 @@ impl Capture {
     fn start(name: &str) -> Self {
         let file = node().join(format!("{name}.pcap"));
         let child = Command::new("nsenter")
-            .args(["--net=/run/netns/entente-node", "tcpdump", "--immediate-mode", "-U", "-s", "0", "-i", "cni0", "-w"])
+            .arg(format!("--net=/run/netns/entente-node{}", suffix()))
+            .args(["tcpdump", "--immediate-mode", "-U", "-s", "0", "-i", "cni0", "-w"])
             .arg(&file)
             .stderr(std::process::Stdio::null())
             .spawn()

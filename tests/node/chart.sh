@@ -56,17 +56,31 @@ explain() {
   for namespace in "$@"; do
     printf '\n--- namespace %s\n' "$namespace"
     kubectl get pods -n "$namespace" -o wide
-    kubectl get trustedservers -n "$namespace" 2>/dev/null
-    kubectl get events -n "$namespace" --sort-by=.lastTimestamp 2>/dev/null | tail -n 15
-    for pod in $(unready "$namespace"); do
+    conditions "$namespace"
+    kubectl get events -n "$namespace" --field-selector type!=Normal --sort-by=.lastTimestamp 2>&1 | tail -n 15
+    for pod in $(talkative "$namespace"); do
       printf -- '--- logs of %s/%s\n' "$namespace" "$pod"
       kubectl logs -n "$namespace" "$pod" --all-containers --prefix --tail=15 2>&1
     done
   done >&2 || true
 }
 
-# The pods there that are not Ready.
-unready() {
-  kubectl get pods -n "$1" -o json 2>/dev/null |
-    jq -r '.items[] | select(any(.status.conditions[]?; .type == "Ready" and .status == "True") | not) | .metadata.name'
+# What the servers there are waiting for.
+conditions() {
+  kubectl get trustedservers -n "$1" -o json 2>/dev/null | jq -r '.items[] | .metadata.name as $name | .status.conditions[]? |
+    select(.status != "True") | "server \($name): \(.type) is \(.status), \(.reason): \(.message)"'
+}
+
+# The pods whose logs help: those that are not Ready, and the controller's own.
+talkative() {
+  kubectl get pods -n "$1" -o json 2>/dev/null | jq -r --arg own "$RELEASE_NAMESPACE" '.items[] | select(.metadata.namespace == $own or
+    (any(.status.conditions[]?; .type == "Ready" and .status == "True") | not)) | .metadata.name'
+}
+
+explain_all() {
+  [ -f "$NODE/kubeconfig" ] || fail "there is no cluster" "./up node"
+  local -a namespaces
+  kubectl get trust -A >&2 || true
+  mapfile -t namespaces < <(kubectl get namespaces -o name | cut -d/ -f2 | grep -v ^kube-)
+  explain "${namespaces[@]}"
 }

@@ -1,14 +1,22 @@
 //! A new generation: ends exactly what it no longer admits, keeps everything else.
 
+use std::net::SocketAddr;
+
 use entente::{
     brief::{Allow, Mode, Standing},
     identity::DnsName,
 };
 
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    sync::oneshot,
+};
+
 use super::harness::{Plan, Seen, address, control, echo, read_out};
 use crate::support::{
     applications::{Application, Behaviour},
-    eventually, wire,
+    eventually, soon, wire,
 };
 
 #[tokio::test]
@@ -73,6 +81,74 @@ async fn a_withdrawn_server_loses_everything_that_is_open() {
     assert_eq!(read_out(&mut open).await.1, Seen::Reset);
     server.refused("inbound", "NotReady", 1).await;
     assert_eq!(read_out(&mut client.open(0).await).await.1, Seen::Reset);
+}
+
+#[tokio::test]
+async fn a_withdrawn_server_calls_nobody() {
+    let control = control().await;
+    let ip = address();
+    let application = Application::start(ip, Behaviour::Echo).await;
+    let server = Plan::new(&control, "server", ip).port(Mode::MutualTls, application.address).start().await;
+    let id = control.domain.id("server");
+    let client = Plan::new(&control, "client", address()).calls(server.inbound[0], &id, Mode::MutualTls).start().await;
+    control.change_brief(&client.home.uid, |brief| brief.standing = Standing::Withdrawn);
+    client.acknowledges().await;
+    assert_eq!(read_out(&mut client.open(0).await).await.1, Seen::Reset);
+    client.refused("outbound", "NotReady", 1).await;
+    assert_eq!(application.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_handshake_that_began_under_the_old_brief_is_judged_by_the_new_one() {
+    let control = control().await;
+    let ip = address();
+    let application = Application::start(ip, Behaviour::Echo).await;
+    let allow = Allow { all_declared: false, servers: vec![control.domain.id("client")] };
+    let server = Plan::new(&control, "server", ip).port_for(Mode::MutualTls, application.address, allow).start().await;
+    let (gate, open_gate) = gated(server.inbound[0]).await;
+    let config = wire::client(Some(control.domain.certificate("client")));
+    let calling =
+        tokio::spawn(
+            async move { wire::is_served(wire::connect(gate, config, "server.sip.contoso.example").await).await },
+        );
+    // The server has answered the ClientHello; the client's certificate waits at the gate.
+    let open_gate = soon("handshake under way", open_gate).await.unwrap();
+    control.change_brief(&server.home.uid, |brief| brief.ports[0].allow.servers.clear());
+    server.acknowledges().await;
+    open_gate.send(()).unwrap();
+    assert!(!soon("call", calling).await.unwrap());
+    server.refused("inbound", "NotInTopology", 1).await;
+    assert_eq!(application.accepted(), 0);
+}
+
+/// A forwarder that passes the caller's first flight and the answer, then holds the second until it is told.
+async fn gated(to: SocketAddr) -> (SocketAddr, oneshot::Receiver<oneshot::Sender<()>>) {
+    let listener = TcpListener::bind((address(), 0)).await.unwrap();
+    let there = listener.local_addr().unwrap();
+    let (at_the_gate, waiting) = oneshot::channel();
+    tokio::spawn(async move {
+        let (caller, _) = listener.accept().await.unwrap();
+        let callee = TcpStream::connect(to).await.unwrap();
+        let ((mut from, mut back), (mut answers, mut into)) = (caller.into_split(), callee.into_split());
+        tokio::spawn(async move { tokio::io::copy(&mut answers, &mut back).await });
+        let mut flight = vec![0; 16 * 1024];
+        for number in 0.. {
+            let length = from.read(&mut flight).await.unwrap_or(0);
+            if length == 0 {
+                return;
+            }
+            if number == 1 {
+                let (open, opened) = oneshot::channel();
+                at_the_gate.send(open).unwrap();
+                opened.await.unwrap();
+                into.write_all(&flight[..length]).await.unwrap();
+                let _ = tokio::io::copy(&mut from, &mut into).await;
+                return;
+            }
+            into.write_all(&flight[..length]).await.unwrap();
+        }
+    });
+    (there, waiting)
 }
 
 #[tokio::test]

@@ -114,7 +114,7 @@ async fn a_declared_server_that_the_port_does_not_name_is_refused() {
     let certificate = guarded.control.domain.certificate("stranger");
     guarded.refuses(Some(certificate), "NotInTopology").await;
     let peer = guarded.control.look(|world| world.pods[&guarded.server.home.uid].refusals[0].peer.clone());
-    assert!(!peer.is_empty());
+    assert_eq!(peer, guarded.control.domain.id("stranger").to_string(), "it is named, not only its address");
 }
 
 #[tokio::test]
@@ -139,6 +139,32 @@ async fn plaintext_to_a_tls_port_is_refused_at_its_first_byte() {
     assert_eq!(read_out(&mut stream).await, (vec![], Seen::Reset));
     guarded.server.refused("inbound", "NotTls", 1).await;
     assert_eq!(guarded.application.accepted(), 0);
+}
+
+#[tokio::test]
+async fn a_caller_that_stalls_is_closed_at_the_deadline() {
+    let guarded = guarded().await;
+    let mut silent = TcpStream::connect(guarded.server.inbound[0]).await.unwrap();
+    let mut stalled = TcpStream::connect(guarded.server.inbound[0]).await.unwrap();
+    stalled.write_all(&[0x16, 0x03, 0x01, 0x02, 0x00]).await.unwrap();
+    let began = tokio::time::Instant::now();
+    let (one, other) = tokio::join!(read_out(&mut silent), read_out(&mut stalled));
+    assert_eq!([one.1, other.1], [Seen::Reset, Seen::Reset]);
+    assert!(began.elapsed() < std::time::Duration::from_secs(7));
+    guarded.server.refused("inbound", "Timeout", 2).await;
+    assert_eq!(guarded.application.accepted(), 0);
+}
+
+#[tokio::test]
+async fn one_source_cannot_hold_more_than_its_share_of_handshakes() {
+    let guarded = guarded().await;
+    let mut stalled = vec![];
+    for _ in 0..64 {
+        stalled.push(TcpStream::connect(guarded.server.inbound[0]).await.unwrap());
+    }
+    let mut one_too_many = TcpStream::connect(guarded.server.inbound[0]).await.unwrap();
+    assert_eq!(read_out(&mut one_too_many).await.1, Seen::Reset);
+    guarded.server.refused("inbound", "Limit", 1).await;
 }
 
 #[tokio::test]

@@ -1,0 +1,217 @@
+//! The verifiers that put `pki::verify` and the brief into handshakes. The reason of a refusal leaves a handshake
+//! through a task-local cell, since rustls carries only its own errors, and its errors choose the alert.
+
+use std::{cell::RefCell, future::Future, sync::Arc};
+
+use jiff::Timestamp;
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::verify_tls13_signature,
+    server::{
+        ClientHello, ResolvesServerCert,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+    sign::CertifiedKey,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+
+use super::super::{
+    credentials::Leaf,
+    generation::{Judge, Refused},
+};
+use crate::{
+    identity::SpiffeId,
+    pki::verify::{self, Verdict},
+    refusal::{HandshakeDetail, Refusal},
+};
+
+type Judged = Result<Verdict, Refused>;
+
+tokio::task_local! {
+    static JUDGED: RefCell<Option<Judged>>;
+}
+
+/// Runs a handshake; answers also what its verifier found.
+pub(super) async fn observed<T>(handshake: impl Future<Output = T>) -> (T, Option<Judged>) {
+    let observed = async {
+        let outcome = handshake.await;
+        (outcome, JUDGED.with(RefCell::take))
+    };
+    JUDGED.scope(RefCell::new(None), observed).await
+}
+
+fn record(outcome: Result<Verdict, Refused>) -> Result<(), Error> {
+    let answer = outcome.as_ref().map(drop).map_err(|refused| Error::InvalidCertificate(alert(refused.reason)));
+    // Outside a handshake of ours nobody reads the cell; the answer stands all the same.
+    let _ = JUDGED.try_with(|cell| cell.replace(Some(outcome)));
+    answer
+}
+
+/// The certificate error whose alert says most to the peer (`security.md` §4).
+fn alert(refusal: Refusal) -> CertificateError {
+    match refusal {
+        Refusal::Expired => CertificateError::Expired,
+        Refusal::NotYetValid => CertificateError::NotValidYet,
+        Refusal::UntrustedRoot(_) => CertificateError::UnknownIssuer,
+        Refusal::BadChain(_) | Refusal::BadName(_) => CertificateError::BadEncoding,
+        Refusal::WrongUsage => CertificateError::InvalidPurpose,
+        Refusal::WrongServer(_) => CertificateError::NotValidForName,
+        _ => CertificateError::ApplicationVerificationFailure,
+    }
+}
+
+fn chain<'a>(leaf: &'a CertificateDer<'_>, rest: &'a [CertificateDer<'_>]) -> Vec<CertificateDer<'a>> {
+    std::iter::once(leaf).chain(rest).map(|one| CertificateDer::from(one.as_ref())).collect()
+}
+
+fn instant(now: UnixTime) -> Timestamp {
+    // A time that does not fit is far in the future: everything has expired then.
+    i64::try_from(now.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX)
+}
+
+/// Whoever dials one of our `MutualTls` ports.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) judge: Arc<Judge>,
+    pub(super) port: u16,
+}
+
+impl ClientCertVerifier for Caller {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        record(self.judge.caller(&chain(leaf, intermediates), self.port, instant(now)))?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        verify::algorithms().supported_schemes()
+    }
+}
+
+/// The one server that we mean to reach.
+#[derive(Debug)]
+pub(super) struct Callee {
+    pub(super) judge: Arc<Judge>,
+    pub(super) expected: SpiffeId,
+}
+
+impl ServerCertVerifier for Callee {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        record(self.judge.callee(&chain(leaf, intermediates), &self.expected, instant(now)))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        verify::algorithms().supported_schemes()
+    }
+}
+
+/// Any server: for HTTPS probes only.
+#[derive(Debug)]
+pub(super) struct Anyone;
+
+impl ServerCertVerifier for Anyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        no_tls12()
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        verify::algorithms().supported_schemes()
+    }
+}
+
+fn no_tls12<T>() -> Result<T, Error> {
+    Err(Error::General("TLS 1.2 is not offered".to_owned()))
+}
+
+/// Our certificate, for callers that name nobody or name us.
+#[derive(Debug)]
+pub(super) struct OwnNames(pub(super) Arc<Leaf>);
+
+impl ResolvesServerCert for OwnNames {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let ours = |name: &str| self.0.identity.dns_names.iter().any(|own| own.as_str() == name);
+        if hello.server_name().is_none_or(ours) {
+            return Some(self.0.certified.clone());
+        }
+        let _ = record(Err(Refusal::HandshakeFailed(HandshakeDetail::ServerName).into()));
+        None
+    }
+}

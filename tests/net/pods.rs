@@ -1,0 +1,323 @@
+//! A hub with a bridge, and pods on it: each a network namespace with the rules loaded and the sidecar running.
+
+use std::{
+    fs,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    os::unix::fs::{MetadataExt, PermissionsExt, chown},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use entente::{
+    brief::{Allow, Brief, Mode, Port},
+    sidecar,
+};
+use serde::de::DeserializeOwned;
+use tokio::process::{Child, Command};
+
+use super::{
+    roles::{Act, Fared, PART, Part},
+    support::{PATIENCE, control::Server, eventually, soon},
+};
+
+/// Environment: set in the process that lives in its own namespaces.
+const INSIDE: &str = "ENTENTE_NET_INSIDE";
+
+/// The hub's addresses; the control server and everybody outside the pods are there.
+pub(crate) const HUB: &str = "10.77.0.1";
+pub(crate) const HUB6: &str = "fd77::1";
+
+/// Runs `body` in namespaces of its own: network, mounts, processes. All that it makes ends with it.
+pub(crate) fn in_own_network<F: Future<Output = ()>>(name: &str, body: impl FnOnce(Hub) -> F) {
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async { body(Hub::new().await).await });
+        return;
+    }
+    assert_eq!(fs::metadata("/proc/self").unwrap().uid(), 0, "the tests in network namespaces need root");
+    let output = std::process::Command::new("unshare")
+        .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(INSIDE, "1")
+        .output()
+        .unwrap();
+    let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    assert!(told.contains("1 passed"), "{told}");
+}
+
+pub(crate) struct Hub {
+    pub(crate) control: Arc<Server>,
+    /// Readable by the sidecar's user.
+    folder: tempfile::TempDir,
+    results: AtomicUsize,
+}
+
+impl Hub {
+    async fn new() -> Self {
+        // Names of namespaces are files; a file system of our own keeps them from the machine's.
+        fs::create_dir_all("/run/netns").unwrap();
+        run("mount -t tmpfs none /run/netns").await;
+        for command in [
+            "ip link set lo up",
+            "ip link add hub type bridge",
+            "ip addr add 10.77.0.1/24 dev hub",
+            "ip -6 addr add fd77::1/64 dev hub nodad",
+            "ip link set hub up",
+        ] {
+            run(command).await;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        // The sidecar's user may not be able to reach the build folder.
+        fs::copy(env!("CARGO_BIN_EXE_entente"), folder.path().join("entente")).unwrap();
+        fs::write(folder.path().join("resolv.conf"), format!("nameserver {HUB}\nnameserver {HUB6}\n")).unwrap();
+        let control = Server::start(HUB.parse().unwrap()).await;
+        Self { control, folder, results: AtomicUsize::new(0) }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// A namespace on the hub with the addresses `10.77.0.NUMBER` and `fd77::NUMBER`; no rules, no sidecar.
+    pub(crate) async fn bare(&self, number: u8) -> Pod<'_> {
+        let pod = Pod { hub: self, name: format!("pod{number}"), number, sidecar: None };
+        let name = &pod.name;
+        for command in [
+            format!("ip netns add {name}"),
+            format!("ip link add {name} type veth peer name eth0 netns {name}"),
+            format!("ip link set {name} master hub up"),
+            format!("ip -n {name} link set lo up"),
+            format!("ip -n {name} addr add 10.77.0.{number}/24 dev eth0"),
+            format!("ip -n {name} -6 addr add fd77::{number}/64 dev eth0 nodad"),
+            format!("ip -n {name} link set eth0 up"),
+            format!("ip -n {name} route add default via 10.77.0.1"),
+            format!("ip -n {name} -6 route add default via fd77::1"),
+        ] {
+            run(&command).await;
+        }
+        pod
+    }
+
+    /// A pod with rules and a ready sidecar, declared with `ports`.
+    pub(crate) async fn pod(&self, number: u8, server: &str, ports: &[(u16, Mode)], udp: &str) -> Pod<'_> {
+        let mut pod = self.bare(number).await;
+        pod.intercept(udp).await;
+        let allow = Allow { all_declared: true, servers: vec![] };
+        let port = |(port, mode): &(u16, Mode)| Port {
+            name: format!("port-{port}"),
+            port: *port,
+            target_port: *port,
+            mode: *mode,
+            allow: if *mode == Mode::MutualTls { allow.clone() } else { Allow::default() },
+        };
+        let brief: Brief = self.control.brief(server, ports.iter().map(port).collect());
+        self.control.declare(&pod.name, server, Some(brief));
+        pod.start_sidecar().await;
+        pod
+    }
+
+    /// Plays `act` at the hub, outside of all pods.
+    pub(crate) async fn act(&self, act: Act) -> Fared {
+        self.play(&[], act, None).await
+    }
+
+    /// Starts `act` at the hub.
+    pub(crate) async fn start(&self, act: Act) -> Playing {
+        self.begin(&[], act, None).await
+    }
+
+    async fn play(&self, prefix: &[&str], act: Act, user: Option<(u32, u32)>) -> Fared {
+        let mut playing = self.spawn(prefix, act, user);
+        soon("a client's end", playing.child.wait()).await.unwrap();
+        playing.told()
+    }
+
+    async fn begin(&self, prefix: &[&str], act: Act, user: Option<(u32, u32)>) -> Playing {
+        let playing = self.spawn(prefix, act, user);
+        eventually("a part to begin", || async { playing.result.exists().then_some(()) }).await;
+        playing
+    }
+
+    fn spawn(&self, prefix: &[&str], act: Act, user: Option<(u32, u32)>) -> Playing {
+        let index = self.results.fetch_add(1, Ordering::SeqCst);
+        let (uid, gid) = user.unwrap_or((0, 0));
+        let folder = self.path(&format!("part-{index}"));
+        fs::create_dir(&folder).unwrap();
+        chown(&folder, Some(uid), Some(gid)).unwrap();
+        let result = folder.join("result");
+        let part = Part { act, result: result.clone() };
+        let own = self.path("parts");
+        if !own.exists() {
+            fs::copy(std::env::current_exe().unwrap(), &own).unwrap();
+        }
+        let user = format!("setpriv --reuid {uid} --regid {gid} --clear-groups");
+        let words: Vec<&str> = prefix.iter().copied().chain(user.split(' ')).collect();
+        let child = Command::new(words[0])
+            .args(&words[1..])
+            .arg(own)
+            .args(["--exact", "roles::part"])
+            .env(PART, serde_json::to_string(&part).unwrap())
+            .current_dir(&folder)
+            .stdout(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        Playing { child, result }
+    }
+}
+
+/// A part under way.
+pub(crate) struct Playing {
+    pub(crate) child: Child,
+    result: PathBuf,
+}
+
+impl Playing {
+    /// What it told last.
+    pub(crate) fn told<T: DeserializeOwned>(&self) -> T {
+        let text = fs::read_to_string(&self.result).unwrap();
+        serde_json::from_str(&text).unwrap_or_else(|_| panic!("{text:?}"))
+    }
+}
+
+pub(crate) struct Pod<'a> {
+    hub: &'a Hub,
+    pub(crate) name: String,
+    number: u8,
+    sidecar: Option<Child>,
+}
+
+impl Pod<'_> {
+    pub(crate) fn v4(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::from([10, 77, 0, self.number]), port)
+    }
+
+    pub(crate) fn v6(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(format!("fd77::{}", self.number).parse().unwrap(), port)
+    }
+
+    /// Declares a route of this pod's sidecar, in both families.
+    pub(crate) fn knows(&self, other: &Pod<'_>, server: &str, port: u16, mode: Mode) {
+        for address in [other.v4(port), other.v6(port)] {
+            self.hub.control.route(&self.name, address, &self.hub.control.domain.id(server), mode);
+        }
+    }
+
+    fn inside(&self) -> [&str; 4] {
+        ["ip", "netns", "exec", &self.name]
+    }
+
+    /// `entente intercept` in the pod, as its init container runs it.
+    pub(crate) async fn intercept(&self, udp: &str) {
+        let status = Command::new("ip")
+            .args(["netns", "exec", &self.name])
+            .arg(self.hub.path("entente"))
+            .arg("intercept")
+            .arg("--resolv-conf")
+            .arg(self.hub.path("resolv.conf"))
+            .env(sidecar::ENV_UDP_PORTS, udp)
+            .status()
+            .await
+            .unwrap();
+        assert!(status.success(), "rules in {}", self.name);
+    }
+
+    /// Whether `entente intercept` succeeds for a user without rights.
+    pub(crate) async fn intercepts_as(&self, uid: u32) -> bool {
+        let user = uid.to_string();
+        let mut command = Command::new("ip");
+        command.args(["netns", "exec", &self.name, "setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"]);
+        command.arg(self.hub.path("entente")).arg("intercept").arg("--resolv-conf");
+        command.arg(self.hub.path("resolv.conf")).stderr(Stdio::null()).status().await.unwrap().success()
+    }
+
+    pub(crate) async fn start_sidecar(&mut self) {
+        let hub = self.hub;
+        let state = hub.path(&format!("state-{}", self.name));
+        if !state.exists() {
+            fs::create_dir(&state).unwrap();
+            chown(&state, Some(sidecar::UID), Some(sidecar::UID)).unwrap();
+        }
+        let token = hub.path(&format!("token-{}", self.name));
+        fs::write(&token, hub.control.look(|world| world.pods[&self.name].token.clone())).unwrap();
+        let user = sidecar::UID.to_string();
+        let log = fs::File::create(hub.path(&format!("log-{}", self.name))).unwrap();
+        let child = Command::new("ip")
+            .args(["netns", "exec", &self.name, "setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"])
+            .arg(hub.path("entente"))
+            .arg("proxy")
+            .args([Path::new("--state-dir"), &state, Path::new("--token-file"), &token])
+            .arg("--resolv-conf")
+            .arg(hub.path("resolv.conf"))
+            .env(sidecar::ENV_CONTROL_ADDRESS, hub.control.address.to_string())
+            .env(sidecar::ENV_CONTROL_CA, &hub.control.authority)
+            .env(sidecar::ENV_POD_IPS, format!("{},{}", self.v4(0).ip(), self.v6(0).ip()))
+            .env(sidecar::ENV_POD_UID, &self.name)
+            .stderr(log)
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        self.sidecar = Some(child);
+        eventually(&format!("sidecar of {} ready", self.name), || async {
+            (self.fetch("/ready").await?.contains(" 200 ")).then_some(())
+        })
+        .await;
+    }
+
+    /// `kill -9`.
+    pub(crate) async fn kill_sidecar(&mut self) {
+        let mut child = self.sidecar.take().unwrap();
+        child.kill().await.unwrap();
+    }
+
+    /// SIGTERM; answers the exit status.
+    pub(crate) async fn end_sidecar(&mut self) -> std::process::ExitStatus {
+        let mut child = self.sidecar.take().unwrap();
+        run(&format!("kill -TERM {}", child.id().unwrap())).await;
+        soon("sidecar's end", child.wait()).await.unwrap()
+    }
+
+    /// A GET on the sidecar's health port, from the hub, as the kubelet does it.
+    pub(crate) async fn fetch(&self, path: &str) -> Option<String> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(self.v4(sidecar::HEALTH_PORT)).await.ok()?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: pod\r\n\r\n").as_bytes()).await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        Some(answer)
+    }
+
+    /// Waits until the sidecar has counted refusals with `reason`.
+    pub(crate) async fn refused(&self, direction: &str, reason: &str) {
+        let series = format!("entente_refusals_total{{direction=\"{direction}\",reason=\"{reason}\"}}");
+        eventually(&series, || async { self.fetch("/metrics").await?.contains(&series).then_some(()) }).await;
+    }
+
+    /// Plays `act` in the pod, as root: not exempt from the rules.
+    pub(crate) async fn act(&self, act: Act) -> Fared {
+        self.hub.play(&self.inside(), act, None).await
+    }
+
+    /// Plays `act` as another user.
+    pub(crate) async fn act_as(&self, user: (u32, u32), act: Act) -> Fared {
+        self.hub.play(&self.inside(), act, Some(user)).await
+    }
+
+    /// Starts `act` in the pod.
+    pub(crate) async fn start(&self, act: Act) -> Playing {
+        self.hub.begin(&self.inside(), act, None).await
+    }
+}
+
+async fn run(command: &str) {
+    let mut words = command.split(' ');
+    let status = Command::new(words.next().unwrap()).args(words).status();
+    assert!(tokio::time::timeout(PATIENCE, status).await.unwrap().unwrap().success(), "{command}");
+}
