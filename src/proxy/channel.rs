@@ -23,8 +23,8 @@ use super::{
 };
 use crate::brief::Denied;
 
-/// Deadline of connecting and of the TLS handshake, each.
-const CONNECT: Duration = Duration::from_secs(5);
+/// Deadline of connecting and of the TLS handshake, each: short, since the next attempt may meet another replica.
+const CONNECT: Duration = Duration::from_secs(2);
 
 /// Where the control plane is, and how it is recognised.
 #[derive(Clone, Debug)]

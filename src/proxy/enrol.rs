@@ -65,7 +65,7 @@ pub(super) async fn run(shared: Arc<Shared>, control: Control, token_file: PathB
                 }
             }
             Err(error) => {
-                tracing::warn!(error = &error as &dyn std::error::Error, attempt, "no certificate yet");
+                tracing::warn!(error = &error as &dyn std::error::Error, attempt, "certificate not obtained");
                 pause(&shared, attempt).await;
                 attempt = attempt.saturating_add(1);
             }

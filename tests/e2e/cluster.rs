@@ -257,8 +257,13 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
         let tail: Vec<&str> = events.lines().rev().take(15).collect();
         let mut logs = String::new();
         for pod in self.kubectl(&["get", "pods", "-o", "name"]).out.lines() {
-            let log = self.kubectl(&["logs", pod, "-c", "entente-proxy", "--tail=6"]);
-            let _ = writeln!(logs, "{pod}: {}{}", log.out, log.err);
+            let log = self.kubectl(&["logs", pod, "-c", "entente-proxy"]);
+            // What went wrong is said at WARN; the last lines say where it stands.
+            let lines: Vec<&str> = log.out.lines().collect();
+            let warnings = lines.iter().filter(|line| line.contains(" WARN ") || is_early_end(line)).rev().take(10);
+            let last = lines.iter().rev().take(4);
+            let shown: Vec<&str> = warnings.chain(last).copied().collect();
+            let _ = writeln!(logs, "{pod}: {}\n{}", log.err, shown.join("\n"));
         }
         format!("{pods}\n{}\n{logs}", tail.join("\n"))
     }
@@ -274,6 +279,11 @@ impl Drop for Place {
         }
         let _ = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
     }
+}
+
+/// An access record of a connection that did not end in order.
+fn is_early_end(line: &str) -> bool {
+    line.contains("reason=") && !line.contains("reason=\"ok\"")
 }
 
 /// A namespace, in a trust domain or in none.

@@ -30,7 +30,7 @@ fn leaves_of_two_minutes_are_renewed_under_steady_load_and_no_request_fails() {
     let began = Instant::now();
     // Each request is a new connection: 20 a second, each failure is counted and shown.
     let line = format!(
-        "end=$(( $(date +%s) + {seconds} )); ok=0; bad=0; while [ $(date +%s) -lt $end ]; do if curl -sS --max-time 5 http://web/ >/dev/null 2>>/tmp/bad; then ok=$((ok+1)); else bad=$((bad+1)); fi; sleep 0.04; done; echo $ok $bad; head -n 5 /tmp/bad"
+        "end=$(( $(date +%s) + {seconds} )); ok=0; bad=0; while [ $(date +%s) -lt $end ]; do if curl -sS --max-time 5 http://web/ >/dev/null 2>>/tmp/bad; then ok=$((ok+1)); else bad=$((bad+1)); date +%T.%N >>/tmp/bad; fi; sleep 0.04; done; echo $ok $bad; head -n 5 /tmp/bad"
     );
     let said = place.run("deploy/client", &line);
     assert!(began.elapsed() >= Duration::from_secs(seconds - 2), "{}{}", said.out, said.err);

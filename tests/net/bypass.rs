@@ -11,6 +11,7 @@ use super::{
     capture::Capture,
     pods::{HUB, HUB6, in_own_network},
     roles::{Act, Fared},
+    support::eventually,
 };
 
 const SECRET: &str = "THE-SECRET-OF-CONTOSO";
@@ -134,4 +135,62 @@ fn rules_load_twice_and_not_without_the_right_to() {
         }
         assert!(!pod.intercepts_as(1000).await);
     });
+}
+
+#[test]
+fn a_pod_that_gets_ipv6_after_its_rules_sends_nothing_over_it() {
+    in_own_network("bypass::a_pod_that_gets_ipv6_after_its_rules_sends_nothing_over_it", |net| async move {
+        let pod = net.without_ipv6(4).await;
+        pod.intercept("").await;
+        pod.add_ipv6().await;
+        let application = net.start(Act::Echo(hub(8080).to_vec())).await;
+        let capture = Capture::start();
+        for address in hub(8080) {
+            assert_ne!(pod.act(call(address)).await, Fared::Answered, "{address}");
+        }
+        assert_eq!(capture.end(SECRET.as_bytes()), 0);
+        assert_eq!(application.told::<u32>(), 0);
+    });
+}
+
+#[test]
+fn no_other_protocol_leaves_the_pod() {
+    in_own_network("bypass::no_other_protocol_leaves_the_pod", |net| async move {
+        /// ICMP, ICMPv6 (nothing like neighbour discovery), SCTP, an unassigned one.
+        const PROTOCOLS: [(i32, usize); 6] = [(1, 0), (58, 1), (132, 0), (132, 1), (200, 0), (200, 1)];
+        let (bare, pod) = (net.bare(2).await, net.pod(3, "server", &[], "").await);
+        let packet = |protocol, family: usize| Act::Packet(protocol, hub(0)[family], SECRET.to_owned());
+        let capture = Capture::start();
+        for (protocol, family) in PROTOCOLS {
+            pod.act(packet(protocol, family)).await;
+        }
+        assert_eq!(capture.end(SECRET.as_bytes()), 0);
+        let capture = Capture::start();
+        for (protocol, family) in PROTOCOLS {
+            bare.act(packet(protocol, family)).await;
+        }
+        assert!(capture.end(SECRET.as_bytes()) >= PROTOCOLS.len(), "a pod without rules sends them all");
+    });
+}
+
+#[test]
+fn at_its_limit_a_proxy_refuses_new_connections_keeps_the_old_and_comes_back() {
+    in_own_network(
+        "bypass::at_its_limit_a_proxy_refuses_new_connections_keeps_the_old_and_comes_back",
+        |net| async move {
+            let mut pod = net.pod(3, "server", &[(8080, Mode::Plaintext)], "").await;
+            pod.end_sidecar().await;
+            // 64 are kept back, a connection takes two: 20 connections.
+            pod.descriptors = 104;
+            pod.start_sidecar().await;
+            let _application = pod.start(Act::Echo(vec![pod.v4(8080)])).await;
+            let mut crowd = net.start(Act::Idle(pod.v4(8080), 20)).await;
+            assert_eq!(net.act(call(pod.v4(8080))).await, Fared::Reset);
+            pod.refused("inbound", "Limit").await;
+            assert!(pod.fetch("/ready").await.unwrap().contains(" 200 "), "health has its own descriptors");
+            crowd.child.kill().await.unwrap();
+            eventually("room again", || async { (net.act(call(pod.v4(8080))).await == Fared::Answered).then_some(()) })
+                .await;
+        },
+    );
 }

@@ -75,7 +75,7 @@ impl Hub {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         // The sidecar's user may not be able to reach the build folder.
-        fs::copy(env!("CARGO_BIN_EXE_entente"), folder.path().join("entente")).unwrap();
+        place(Path::new(env!("CARGO_BIN_EXE_entente")), &folder.path().join("entente"));
         fs::write(folder.path().join("resolv.conf"), format!("nameserver {HUB}\nnameserver {HUB6}\n")).unwrap();
         let control = Server::start(HUB.parse().unwrap()).await;
         Self { control, folder, results: AtomicUsize::new(0) }
@@ -87,7 +87,14 @@ impl Hub {
 
     /// A namespace on the hub with the addresses `10.77.0.NUMBER` and `fd77::NUMBER`; no rules, no sidecar.
     pub(crate) async fn bare(&self, number: u8) -> Pod<'_> {
-        let pod = Pod { hub: self, name: format!("pod{number}"), number, sidecar: None };
+        let pod = self.without_ipv6(number).await;
+        pod.add_ipv6().await;
+        pod
+    }
+
+    /// The same with its IPv4 address only.
+    pub(crate) async fn without_ipv6(&self, number: u8) -> Pod<'_> {
+        let pod = Pod { hub: self, name: format!("pod{number}"), number, descriptors: 4096, sidecar: None };
         let name = &pod.name;
         for command in [
             format!("ip netns add {name}"),
@@ -95,10 +102,8 @@ impl Hub {
             format!("ip link set {name} master hub up"),
             format!("ip -n {name} link set lo up"),
             format!("ip -n {name} addr add 10.77.0.{number}/24 dev eth0"),
-            format!("ip -n {name} -6 addr add fd77::{number}/64 dev eth0 nodad"),
             format!("ip -n {name} link set eth0 up"),
             format!("ip -n {name} route add default via 10.77.0.1"),
-            format!("ip -n {name} -6 route add default via fd77::1"),
         ] {
             run(&command).await;
         }
@@ -155,7 +160,7 @@ impl Hub {
         let part = Part { act, result: result.clone() };
         let own = self.path("parts");
         if !own.exists() {
-            fs::copy(std::env::current_exe().unwrap(), &own).unwrap();
+            place(&std::env::current_exe().unwrap(), &own);
         }
         let user = format!("setpriv --reuid {uid} --regid {gid} --clear-groups");
         let words: Vec<&str> = prefix.iter().copied().chain(user.split(' ')).collect();
@@ -191,6 +196,8 @@ pub(crate) struct Pod<'a> {
     hub: &'a Hub,
     pub(crate) name: String,
     number: u8,
+    /// How many descriptors the sidecar may hold.
+    pub(crate) descriptors: usize,
     sidecar: Option<Child>,
 }
 
@@ -208,6 +215,13 @@ impl Pod<'_> {
         for address in [other.v4(port), other.v6(port)] {
             self.hub.control.route(&self.name, address, &self.hub.control.domain.id(server), mode);
         }
+    }
+
+    /// Gives the pod its IPv6 address and a way out.
+    pub(crate) async fn add_ipv6(&self) {
+        let (name, number) = (&self.name, self.number);
+        run(&format!("ip -n {name} -6 addr add fd77::{number}/64 dev eth0 nodad")).await;
+        run(&format!("ip -n {name} -6 route add default via fd77::1")).await;
     }
 
     fn inside(&self) -> [&str; 4] {
@@ -249,8 +263,21 @@ impl Pod<'_> {
         fs::write(&token, hub.control.look(|world| world.pods[&self.name].token.clone())).unwrap();
         let user = sidecar::UID.to_string();
         let log = fs::File::create(hub.path(&format!("log-{}", self.name))).unwrap();
+        let limit = format!("--nofile={0}:{0}", self.descriptors);
         let child = Command::new("ip")
-            .args(["netns", "exec", &self.name, "setpriv", "--reuid", &user, "--regid", &user, "--clear-groups"])
+            .args([
+                "netns",
+                "exec",
+                &self.name,
+                "prlimit",
+                &limit,
+                "setpriv",
+                "--reuid",
+                &user,
+                "--regid",
+                &user,
+                "--clear-groups",
+            ])
             .arg(hub.path("entente"))
             .arg("proxy")
             .args([Path::new("--state-dir"), &state, Path::new("--token-file"), &token])
@@ -313,6 +340,13 @@ impl Pod<'_> {
     /// Starts `act` in the pod.
     pub(crate) async fn start(&self, act: Act) -> Playing {
         self.hub.begin(&self.inside(), act, None).await
+    }
+}
+
+/// Links a program, or copies it where that cannot be.
+fn place(from: &Path, to: &Path) {
+    if fs::hard_link(from, to).is_err() {
+        fs::copy(from, to).unwrap();
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, UdpSocket},
@@ -34,6 +35,10 @@ pub(crate) enum Act {
     Datagram(u16, SocketAddr, String),
     /// Echoes datagrams.
     EchoDatagrams(SocketAddr),
+    /// Sends a packet of any protocol, by its number.
+    Packet(i32, SocketAddr, String),
+    /// Holds so many connections open, silently.
+    Idle(SocketAddr, usize),
 }
 
 /// How a client fared.
@@ -70,6 +75,8 @@ async fn play(part: Part) {
         Act::EchoDatagrams(address) => return echo_datagrams(address, tell).await,
         Act::Call(address, text) => call(address, &text).await,
         Act::Hold(address, text) => hold(address, &text, &tell).await,
+        Act::Packet(protocol, to, text) => packet(protocol, to, &text),
+        Act::Idle(address, count) => return idle(address, count, tell).await,
         Act::Datagram(from, to, text) => datagram(from, to, &text).await,
     };
     tell(&serde_json::to_string(&fared).unwrap());
@@ -156,4 +163,21 @@ async fn datagram(from: u16, to: SocketAddr, text: &str) -> Fared {
         Ok(Ok((length, _))) if buffer[..length] == *text.as_bytes() => Fared::Answered,
         _ => Fared::Silence,
     }
+}
+
+fn packet(protocol: i32, to: SocketAddr, text: &str) -> Fared {
+    let socket = Socket::new(Domain::for_address(to), Type::RAW, Some(Protocol::from(protocol))).unwrap();
+    match socket.send_to(text.as_bytes(), &SocketAddr::new(to.ip(), 0).into()) {
+        Ok(_) => Fared::Silence,
+        Err(_) => Fared::Refused,
+    }
+}
+
+async fn idle(address: SocketAddr, count: usize, tell: impl Fn(&str)) {
+    let mut held = vec![];
+    while held.len() < count {
+        held.push(TcpStream::connect(address).await.unwrap());
+    }
+    tell("0");
+    std::future::pending::<()>().await;
 }

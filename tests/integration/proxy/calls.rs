@@ -123,6 +123,12 @@ async fn server_tls_serves_any_client_that_checks_the_name_and_a_wrong_name_fail
     let stranger = wire::connect(server.inbound[0], checking(&Domain::new()), "server.sip.contoso.example").await;
     assert!(stranger.is_err());
     assert_eq!(application.accepted(), 1);
+
+    // A caller with a sidecar of its own is passed through unchanged.
+    let id = control.domain.id("server");
+    let client = Plan::new(&control, "client", address()).calls(server.inbound[0], &id, Mode::ServerTls).start().await;
+    let passed = wire::connect(client.outbound[0], checking(&control.domain), "server.sip.contoso.example").await;
+    assert!(wire::is_served(passed).await);
 }
 
 /// What curl does with the bundle.

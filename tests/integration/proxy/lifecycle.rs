@@ -97,3 +97,11 @@ async fn key_and_brief_are_readable_by_the_proxy_alone() {
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600, "{name}");
     }
 }
+
+#[test]
+fn a_sidecar_that_is_told_nothing_ends_with_bad_usage_and_prints_nothing() {
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_entente")).arg("proxy").env_clear().output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(output.stdout.is_empty());
+    assert!(String::from_utf8(output.stderr).unwrap().contains("--control-address"));
+}
