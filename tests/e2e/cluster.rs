@@ -184,6 +184,23 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
             let said = self.kubectl(&["wait", "--for=condition=Ready", "pod", "-l", &label, "--timeout=60s"]);
             assert!(said.ok, "{server}'s application is not Ready: {}\n{}", said.err, self.picture());
         }
+        self.services_lead_somewhere();
+    }
+
+    /// Waits until kube-proxy has heard of the pods behind every Service: a pod is Ready a moment earlier.
+    fn services_lead_somewhere(&self) {
+        let template = "jsonpath={range .items[*]}{.spec.clusterIP} {.spec.ports[0].port}{\"\\n\"}{end}";
+        for service in self.must(&["get", "services", "-o", template]).lines().filter(|line| !line.starts_with("None"))
+        {
+            let line = format!("exec 3<>/dev/tcp/{}", service.replace(' ', "/"));
+            until(20, &format!("Service {service} leads somewhere"), || {
+                let dial = Command::new("nsenter")
+                    .args(["--net=/run/netns/entente-node", "timeout", "1", "bash", "-c", &line])
+                    .stderr(Stdio::null())
+                    .status();
+                if dial.is_ok_and(|status| status.success()) { Ok(()) } else { Err("refused".to_owned()) }
+            });
+        }
     }
 
     /// `status/reason/message` of a condition of a server.

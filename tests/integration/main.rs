@@ -6,6 +6,8 @@ mod architecture;
 mod convergence;
 #[cfg(feature = "controller")]
 mod crds;
+#[cfg(feature = "controller")]
+mod examples;
 mod proxy;
 #[path = "../support/mod.rs"]
 mod support;
