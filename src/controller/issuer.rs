@@ -79,6 +79,14 @@ struct Asker {
     uid: String,
 }
 
+/// What stands in the ledger for a certificate that may now be signed.
+struct Recorded {
+    serial: Serial,
+    validity: Validity,
+    /// `Issued` to a pod for the first time, `Renewed`, or `Repeated`: asked for again, answered with the same.
+    occasion: &'static str,
+}
+
 fn refused(status: StatusCode, code: &str, message: impl Into<String>) -> Refused {
     Refused::new(status, code, message)
 }
@@ -131,15 +139,15 @@ impl Issuer {
         let turn = self.turn(&server.key);
         let _turn = turn.lock().await;
         let key = key_text(csr.key_sha256());
-        let (serial, validity, repeated) = self.record(&server, &domain, &authority, &pod.uid, &key).await?;
+        let Recorded { serial, validity, occasion } = self.record(&server, &domain, &authority, &pod.uid, &key).await?;
         let names = Names { id: server.id.clone(), dns_names: names, pod_uid: pod.uid.clone() };
         let signed = authority
             .sign(&csr.grant(names), serial, validity)
             .map_err(|error| refused(StatusCode::SERVICE_UNAVAILABLE, "AuthorityNotReady", error.to_string()))?;
         info!(target: "audit", %serial, id = %server.id, pod = pod.name, pod_uid = pod.uid, account = pod.service_account,
-            issuer = authority.key_id(), not_after = %validity.not_after, repeated, "certificate issued");
+            issuer = authority.key_id(), not_after = %validity.not_after, occasion, "certificate issued");
         let note = format!("pod {}: certificate {serial} until {}", pod.name, validity.not_after);
-        self.events.about(&server, EventType::Normal, "Issued", "Issue", note);
+        self.events.about(&server, EventType::Normal, occasion, "Issue", note);
         Ok(CertificateResponse { chain: signed.chain, anchors: roots })
     }
 
@@ -245,7 +253,7 @@ impl Issuer {
         authority: &Authority,
         uid: &str,
         key: &str,
-    ) -> Result<(Serial, Validity, bool), Refused> {
+    ) -> Result<Recorded, Refused> {
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
         let name = ledger_name(&server.key);
         for _ in 0..TRIES {
@@ -256,18 +264,20 @@ impl Issuer {
             let mut ledger = Ledger::parse(&data).map_err(conflict)?;
             let now = telemetry::now();
             if let Some(record) = ledger.repeated(uid, key, now).map_err(conflict)? {
-                return Ok((record.serial, record.validity, true));
+                return Ok(Recorded { serial: record.serial, validity: record.validity, occasion: "Repeated" });
             }
             let validity = authority
                 .leaf_validity(domain.lifetime_seconds, domain.skew_seconds, now)
                 .map_err(|error| refused(StatusCode::SERVICE_UNAVAILABLE, "AuthorityNotReady", error.to_string()))?;
             let serial = Serial::from_random(telemetry::random());
             let issuer = authority.key_id().to_owned();
+            let before = ledger.records().iter().any(|record| record.pod_uid == uid);
+            let occasion = if before { "Renewed" } else { "Issued" };
             let record =
                 Record { serial, pod_uid: uid.to_owned(), key: key.to_owned(), issuer, validity, recorded: now };
             ledger.append(record, now).map_err(conflict)?;
             match self.write(&api, held, &server.key, &ledger).await {
-                Ok(()) => return Ok((serial, validity, false)),
+                Ok(()) => return Ok(Recorded { serial, validity, occasion }),
                 Err(ApplyError::Conflict) => {
                     tokio::time::sleep(Duration::from_millis(20).mul_f64(1.0 + 4.0 * telemetry::jitter())).await;
                 }

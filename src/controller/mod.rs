@@ -34,7 +34,7 @@ use axum::{
     routing::{get, post},
 };
 use jiff::Timestamp;
-use kube::{Client, Config as KubeConfig};
+use kube::{Client, Config as KubeConfig, runtime::events::EventType};
 use kube_lease_manager::LeaseManagerBuilder;
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch as latest, task::JoinSet};
@@ -44,7 +44,7 @@ use tracing::{error, info, warn};
 use crate::{
     brief,
     pki::{authority::Authority, control::SERVING_SECONDS},
-    plan::{Step, World, plan},
+    plan::{Step, World, bare_pods, plan},
     telemetry,
     topology::{Key, Problem, Topology},
 };
@@ -135,7 +135,7 @@ async fn replica(
     );
     let [channel, hook, health] = listeners;
     let tls = Arc::new(ArcSwap::from_pointee(control.server(telemetry::now())?));
-    let channel_router = channel_router(issuer, view.clone(), &proxies, events, &control);
+    let channel_router = channel_router(issuer, view.clone(), &proxies, events.clone(), &control);
     let hook_router = hook_router(config, client.clone(), view.clone(), &control);
     servers.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
     servers.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
@@ -162,7 +162,7 @@ async fn replica(
     servers.spawn(async move {
         let _ = stopped.run_until_cancelled(follow).await;
     });
-    let seat = Seat { client, namespace: config.namespace.clone(), stores, proxies, metrics, publish, leads };
+    let seat = Seat { client, namespace: config.namespace.clone(), stores, proxies, metrics, events, publish, leads };
     seat.run(&signal, &ready, shutdown).await;
     Ok(())
 }
@@ -229,6 +229,7 @@ struct Seat {
     stores: Stores,
     proxies: Arc<Proxies>,
     metrics: Arc<health::Metrics>,
+    events: events::Events,
     publish: latest::Sender<Arc<View>>,
     leads: latest::Receiver<bool>,
 }
@@ -302,12 +303,28 @@ impl Seat {
             if !*self.leads.borrow() {
                 break;
             }
-            if let Err(failure) = apply::apply(&self.client, &self.namespace, step).await {
-                log_failure(step, &failure);
-                pause = pause.min(AGAIN);
+            match apply::apply(&self.client, &self.namespace, step).await {
+                Ok(()) => self.tell(step, &world, &next.topology),
+                Err(failure) => {
+                    log_failure(step, &failure);
+                    pause = pause.min(AGAIN);
+                }
             }
         }
         pause
+    }
+
+    /// An Event where a status says something new that needs a person.
+    fn tell(&self, step: &Step, world: &World, topology: &Topology) {
+        let Step::ServerStatus { key, status, .. } = step else { return };
+        let (name, namespace) = (Some(&key.name), Some(&key.namespace));
+        let is_it = |one: &&crate::api::TrustedServer| {
+            one.metadata.name.as_ref() == name && one.metadata.namespace.as_ref() == namespace
+        };
+        let old = world.declared.servers.iter().find(is_it).and_then(|object| object.status.as_ref());
+        if let (Some(server), Some(note)) = (topology.server(key), bare_pods(old, status)) {
+            self.events.about(server, EventType::Warning, "PodWithoutProxy", "Inject", note);
+        }
     }
 
     fn authorities(&self, now: Timestamp) -> BTreeMap<String, Result<Arc<Authority>, String>> {

@@ -47,6 +47,16 @@ pub(super) fn all(topology: &Topology, problems: &[(Key, Problem)], world: &Worl
     }
 }
 
+/// What a new status has to say aloud: pods that have no sidecar, when that becomes known.
+pub fn bare_pods(old: Option<&TrustedServerStatus>, new: &TrustedServerStatus) -> Option<String> {
+    let said = |status: &TrustedServerStatus| {
+        let bare = status.conditions.iter().find(|one| one.reason == "PodsWithoutProxy" && one.type_ != "Ready");
+        bare.map(|one| one.message.clone())
+    };
+    let now = said(new)?;
+    (old.and_then(said).as_ref() != Some(&now)).then_some(now)
+}
+
 /// Key identifier of the issuer that a domain's status names.
 pub(super) fn active_key<'a>(world: &'a World, domain: &str) -> Option<&'a str> {
     let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(domain))?;

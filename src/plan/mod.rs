@@ -13,6 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
+pub use conditions::bare_pods;
 pub use world::{AuthorityFacts, AuthoritySeen, LedgerSeen, ProxySeen, World};
 
 use crate::{

@@ -152,6 +152,16 @@ fn a_server_becomes_ready_step_by_step_and_says_what_is_missing() {
 }
 
 #[test]
+fn pods_without_sidecar_are_told_of_once() {
+    let mut world = world(vec![server("web", "[]")], vec![PodFacts { injected: false, ..pod("web") }]);
+    settle(&mut world, at(100));
+    let status = world.declared.servers[0].status.clone().unwrap();
+    assert!(bare_pods(None, &status).is_some_and(|note| note.contains("web-1")));
+    assert_eq!(bare_pods(Some(&status), &status), None);
+    assert_eq!(bare_pods(Some(&status), &TrustedServerStatus::default()), None);
+}
+
+#[test]
 fn a_sidecar_may_be_behind_for_five_seconds_and_a_change_elsewhere_is_none_of_its_business() {
     let mut world = world(vec![server("web", "[]"), server("api", "[]")], vec![pod("web"), pod("api")]);
     settle(&mut world, at(100));

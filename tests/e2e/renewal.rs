@@ -21,7 +21,7 @@ fn leaves_of_two_minutes_are_renewed_under_steady_load_and_no_request_fails() {
             "get",
             "events.events.k8s.io",
             "--field-selector",
-            "reason=Issued",
+            "reason=Renewed",
             "-o",
             "jsonpath={range .items[*]}{.note}{\"\\n\"}{end}",
         ])
