@@ -8,7 +8,6 @@ use rcgen::KeyPair;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
-use super::tls;
 use crate::{
     brief::{Brief, CertificateRequest, CertificateResponse, Standing},
     identity::Identity,
@@ -17,6 +16,7 @@ use crate::{
         verify::{self, AnchorError, Anchors, Role},
     },
     refusal::Refusal,
+    telemetry,
 };
 
 /// Certificates in our own chain.
@@ -137,7 +137,7 @@ impl Leaf {
             return Err(CredentialError::OtherPod);
         }
         let key = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| CredentialError::KeyMismatch)?;
-        let key = tls::signing_key(key).map_err(|_| CredentialError::KeyMismatch)?;
+        let key = telemetry::crypto().key_provider.load_private_key(key).map_err(|_| CredentialError::KeyMismatch)?;
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|_| CredentialError::KeyMismatch)?;
         let renew_at = renewal::renew_at(began, identity.not_after, jitter);

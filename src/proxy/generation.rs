@@ -7,16 +7,16 @@ use std::{
 
 use jiff::Timestamp;
 use rustls::{ClientConfig, ServerConfig};
-use rustls_pki_types::CertificateDer;
 
 use super::{
     credentials::Leaf,
+    judge::Judge,
     tls::{self, TlsError},
 };
 use crate::{
     brief::{Brief, Cursor, INTERNAL, Mode, VERSION},
     identity::SpiffeId,
-    pki::verify::{self, AnchorError, Anchors, Role, Verdict},
+    pki::verify::{self, AnchorError, Anchors, Role},
     refusal::{HandshakeDetail, ReadyDetail, Refusal},
 };
 
@@ -62,54 +62,6 @@ pub(super) enum GenerationError {
     /// TLS refuses it.
     #[error(transparent)]
     Tls(#[from] TlsError),
-}
-
-/// A refusal, and who was proven before it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refused {
-    /// The one reason.
-    pub(super) reason: Refusal,
-    /// Whom the verified certificate names; `None` where none was verified.
-    pub(super) proven: Option<SpiffeId>,
-}
-
-impl From<Refusal> for Refused {
-    fn from(reason: Refusal) -> Self {
-        Self { reason, proven: None }
-    }
-}
-
-/// What judges peers: the brief, and the anchors of its one scope.
-#[derive(Debug)]
-pub(super) struct Judge {
-    /// The brief in force.
-    pub(super) brief: Brief,
-    anchors: Anchors,
-}
-
-impl Judge {
-    /// Judges whoever dialled `port`: the chain, the identity, the edge.
-    pub(super) fn caller(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Verdict, Refused> {
-        let verdict = verify::verdict(chain, Role::Client, &self.anchors, now)?;
-        match self.brief.admit(&verdict.identity, port) {
-            Ok(_) => Ok(verdict),
-            Err(reason) => Err(Refused { reason, proven: Some(verdict.identity.id) }),
-        }
-    }
-
-    /// Judges whoever answered where `expected` was dialled.
-    pub(super) fn callee(
-        &self,
-        chain: &[CertificateDer<'_>],
-        expected: &SpiffeId,
-        now: Timestamp,
-    ) -> Result<Verdict, Refused> {
-        let verdict = verify::verdict(chain, Role::Server, &self.anchors, now)?;
-        match verify::expect_server(&verdict.identity, expected) {
-            Ok(()) => Ok(verdict),
-            Err(reason) => Err(Refused { reason, proven: Some(verdict.identity.id) }),
-        }
-    }
 }
 
 /// All that one connection is judged and served by.

@@ -13,6 +13,7 @@ mod generation;
 mod health;
 mod inbound;
 pub mod intercept;
+mod judge;
 mod limits;
 mod metrics;
 mod outbound;

@@ -30,7 +30,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use self::verifiers::{Anyone, Callee, Caller, OwnNames};
 use super::{
     credentials::Leaf,
-    generation::{Judge, Refused},
+    judge::{Judge, Refused},
 };
 use crate::{
     brief::ALPN,
@@ -66,13 +66,6 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     ];
     Arc::new(provider)
 });
-
-/// The provider's way to load a private key.
-pub(super) fn signing_key(
-    der: rustls_pki_types::PrivateKeyDer<'static>,
-) -> Result<Arc<dyn rustls::sign::SigningKey>, Error> {
-    PROVIDER.key_provider.load_private_key(der)
-}
 
 /// Configuration of a `MutualTls` port: callers that `judge` admits to `port`, and nobody else.
 pub(super) fn mutual(leaf: &Arc<Leaf>, judge: &Arc<Judge>, port: u16) -> Result<Arc<ServerConfig>, TlsError> {

@@ -79,7 +79,7 @@ impl Drop for Ticking {
 
 #[test]
 fn a_peer_may_call_within_two_seconds_and_is_cut_within_two_seconds_and_no_other_is_touched() {
-    let place = Place::new("allow");
+    let place = Place::alone("allow");
     let clock = "exec socat TCP-LISTEN:7000,fork,reuseaddr SYSTEM:'while echo tick; do sleep 0.1; done'";
     place.apply(&server("clock", clock, "[{name: clock, port: 7000, allowFrom: [{server: {name: first}}]}]", ""));
     place.apply(&server("first", IDLE, "[]", ""));

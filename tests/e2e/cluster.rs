@@ -112,7 +112,7 @@ impl Place {
         Self::named(test, "contoso", Some(shared), None)
     }
 
-    /// For a test that stops or replaces the control plane.
+    /// For a test that stops or replaces the control plane, or that takes time.
     pub(crate) fn alone(test: &str) -> Self {
         let alone = CONTROL_PLANE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         Self::named(test, "contoso", None, Some(alone))

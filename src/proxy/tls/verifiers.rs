@@ -18,7 +18,7 @@ use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::super::{
     credentials::Leaf,
-    generation::{Judge, Refused},
+    judge::{Judge, Refused},
 };
 use crate::{
     identity::SpiffeId,
