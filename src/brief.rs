@@ -38,6 +38,8 @@ pub const ALPN: &[u8] = b"entente/1";
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Cursor {
+    /// UID of the `TrustDomain` object that counts the revisions: one that is created anew begins anew.
+    pub domain: String,
     /// Revision of the domain's topology; never goes back.
     pub revision: u64,
     /// Hash of the brief without its cursor. Conditions compare this, so a change elsewhere leaves a server Ready.
@@ -287,6 +289,13 @@ pub struct Denied {
     pub message: String,
 }
 
+impl Cursor {
+    /// Whether the same domain counted past this one: what is older is never put in force again.
+    pub fn is_older_than(&self, other: &Self) -> bool {
+        self.domain == other.domain && self.revision < other.revision
+    }
+}
+
 impl Brief {
     /// The declared port that a connection to `port` belongs to.
     pub fn port(&self, port: u16) -> Result<&Port, Refusal> {
@@ -379,6 +388,14 @@ mod tests {
         assert_eq!(brief.admit(&peer(id("front-end")), 5061), Err(Refusal::NotInTopology));
         brief.standing = Standing::Withdrawn;
         assert_eq!(brief.admit(&peer(id("front-end")), 5061), Err(Refusal::NotReady(ReadyDetail::Withdrawn)));
+    }
+
+    #[test]
+    fn a_domain_that_is_created_anew_begins_to_count_anew() {
+        let at = |domain: &str, revision| Cursor { domain: domain.to_owned(), revision, hash: String::new() };
+        assert!(at("one", 1).is_older_than(&at("one", 2)));
+        assert!(!at("one", 2).is_older_than(&at("one", 2)));
+        assert!(!at("two", 1).is_older_than(&at("one", 2)));
     }
 
     #[test]

@@ -98,8 +98,8 @@ fn answer(
 ) -> Result<SyncResponse, Refused> {
     let mut response = SyncResponse::default();
     let Some(domain) = view.trusting(identity.id.trust_domain()) else { return Ok(response) };
-    let Some(revision) = domain.revision else { return Ok(response) };
-    if request.after.as_ref().is_some_and(|after| after.revision > revision) {
+    let Some(at) = domain.published.clone() else { return Ok(response) };
+    if request.after.as_ref().is_some_and(|after| at.is_older_than(after)) {
         // The sidecar knows more than this replica does: a stale replica can delay, not undo.
         return Ok(response);
     }
@@ -108,8 +108,8 @@ fn answer(
             let message = format!("this pod is {} now: ask for a certificate of that server", server.id);
             return Err(Refused::new(StatusCode::FORBIDDEN, "AnotherServer", message));
         }
-        Some((server, pod)) => briefs::brief_of(&view.topology, server, pod, &domain.roots, revision),
-        None if view.known_pods.contains(uid) || patience_over => briefs::withdrawn(identity, &domain.roots, revision),
+        Some((server, pod)) => briefs::brief_of(&view.topology, server, pod, &domain.roots, at),
+        None if view.known_pods.contains(uid) || patience_over => briefs::withdrawn(identity, &domain.roots, at),
         None => return Ok(response),
     };
     let held = request.after.as_ref();

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{
+    brief::Cursor,
     identity::DnsName,
     pki::{authority::Authority, verify::Anchors},
     plan::{
@@ -38,8 +39,8 @@ pub(super) struct DomainView {
     pub(super) roots: Vec<String>,
     /// Its roots, parsed.
     pub(super) anchors: Anchors,
-    /// The revision that briefs may be written for; `None` while this replica sees another topology than was published.
-    pub(super) revision: Option<u64>,
+    /// Where briefs stand; `None` while this replica sees another topology than was published.
+    pub(super) published: Option<Cursor>,
     /// Where its servers are.
     pub(super) routes: RouteTable,
 }
@@ -64,7 +65,7 @@ impl View {
                 authority: authorities.get(name).and_then(|loaded| loaded.as_ref().ok()).cloned(),
                 anchors: Anchors::parse(&roots).unwrap_or_default(),
                 roots,
-                revision: published(&topology, world, name),
+                published: published(&topology, world, name),
                 routes,
             };
             Some((name.clone(), view))

@@ -9,8 +9,8 @@ use crate::{
     topology::{Server, ServerPort, Topology, facts::PodFacts},
 };
 
-/// The brief of `pod`, one of `server`'s, at a published `revision`.
-pub fn brief_of(topology: &Topology, server: &Server, pod: &PodFacts, anchors: &[String], revision: u64) -> Brief {
+/// The brief of `pod`, one of `server`'s, `at` a published revision.
+pub fn brief_of(topology: &Topology, server: &Server, pod: &PodFacts, anchors: &[String], at: Cursor) -> Brief {
     let lifetime = topology.domain(&server.domain).map_or(86_400, |domain| domain.lifetime_seconds);
     sealed(
         Brief {
@@ -25,13 +25,13 @@ pub fn brief_of(topology: &Topology, server: &Server, pod: &PodFacts, anchors: &
             scopes: vec![Scope { id: INTERNAL.to_owned(), anchors: anchors.to_vec() }],
             drain_seconds: server.drain_seconds,
         },
-        revision,
+        at,
     )
 }
 
 /// The brief of a pod whose server is no longer declared: refuse everything, end what is open. It keeps the names and
 /// the anchors that the pod has, so that nothing is asked for anew and the pod can come back.
-pub fn withdrawn(identity: &Identity, anchors: &[String], revision: u64) -> Brief {
+pub fn withdrawn(identity: &Identity, anchors: &[String], at: Cursor) -> Brief {
     sealed(
         Brief {
             version: VERSION,
@@ -45,7 +45,7 @@ pub fn withdrawn(identity: &Identity, anchors: &[String], revision: u64) -> Brie
             scopes: vec![Scope { id: INTERNAL.to_owned(), anchors: anchors.to_vec() }],
             drain_seconds: 0,
         },
-        revision,
+        at,
     )
 }
 
@@ -57,9 +57,9 @@ fn port(port: &ServerPort) -> Option<Port> {
 }
 
 /// Gives the brief its cursor: the revision, and the hash of everything else.
-fn sealed(brief: Brief, revision: u64) -> Brief {
+fn sealed(brief: Brief, at: Cursor) -> Brief {
     // A brief is made of strings, numbers and lists: serde_json has no reason to refuse it.
     let bytes = serde_json::to_vec(&brief).unwrap_or_default();
     let hash = pki::hex(&Sha256::digest(bytes)[..16]);
-    Brief { cursor: Cursor { revision, hash }, ..brief }
+    Brief { cursor: Cursor { hash, ..at }, ..brief }
 }

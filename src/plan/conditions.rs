@@ -219,7 +219,7 @@ fn server_status(
         certificates: CertificateCounts { live: count(pods.ends.len()), earliest_not_after: earliest },
         topology_revision: server
             .and_then(|server| published(topology, world, &server.domain))
-            .map_or(old.topology_revision, |revision| i64::try_from(revision).unwrap_or(i64::MAX)),
+            .map_or(old.topology_revision, |at| i64::try_from(at.revision).unwrap_or(i64::MAX)),
     }
 }
 
@@ -235,7 +235,7 @@ fn declared_first(topology: &Topology, server: &Server) -> Vec<String> {
 
 fn sort<'a>(topology: &'a Topology, server: &'a Server, world: &World, now: Timestamp, plan: &mut Plan) -> Pods<'a> {
     let mut pods = Pods::default();
-    let revision = published(topology, world, &server.domain);
+    let at = published(topology, world, &server.domain);
     let roots = anchors(world, &server.domain);
     for pod in topology.pods_of(&server.key).filter(|pod| !pod.ending) {
         pods.all.push(pod);
@@ -250,7 +250,7 @@ fn sort<'a>(topology: &'a Topology, server: &'a Server, world: &World, now: Time
         let nothing = ProxySeen::default();
         let seen = world.proxies.get(&pod.uid).unwrap_or(&nothing);
         certificate(seen, pod, now, &mut pods, plan);
-        let wanted = revision.map(|revision| briefs::brief_of(topology, server, pod, &roots, revision).cursor);
+        let wanted = at.clone().map(|at| briefs::brief_of(topology, server, pod, &roots, at).cursor);
         // The hash alone judges: a change elsewhere moves the revision and leaves this server as it is.
         let current = wanted.is_some_and(|wanted| seen.cursor.as_ref().is_some_and(|has| has.hash == wanted.hash));
         pods.connected += usize::from(seen.connected);

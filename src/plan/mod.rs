@@ -18,6 +18,7 @@ pub use world::{AuthorityFacts, AuthoritySeen, LedgerSeen, ProxySeen, World};
 
 use crate::{
     api::{TrustDomain, TrustDomainStatus, TrustedServerStatus},
+    brief::Cursor,
     pki::{authority::Terms, bundle::Bundle},
     topology::{Domain, Key, Problem, ServerKey, Topology},
 };
@@ -115,12 +116,13 @@ pub fn plan(topology: &Topology, problems: &[(Key, Problem)], world: &World, now
     plan
 }
 
-/// The revision of a domain that briefs may be written for: published, and of exactly what this topology holds.
-pub fn published(topology: &Topology, world: &World, domain: &str) -> Option<u64> {
+/// Where briefs of a domain stand: the revision that was published of exactly what this topology holds.
+pub fn published(topology: &Topology, world: &World, domain: &str) -> Option<Cursor> {
     let digest = &topology.domain(domain)?.digest;
     let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(domain))?;
     let status = object.status.as_ref().filter(|status| status.topology_digest == *digest)?;
-    u64::try_from(status.topology_revision).ok()
+    let revision = u64::try_from(status.topology_revision).ok()?;
+    Some(Cursor { domain: object.metadata.uid.clone().unwrap_or_default(), revision, hash: String::new() })
 }
 
 /// The anchors of a domain, PEM; none while its authority is not sound.

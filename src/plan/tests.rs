@@ -43,6 +43,14 @@ fn pod(app: &str) -> PodFacts {
     }
 }
 
+fn revision_of(domain: &str, revision: u64) -> Cursor {
+    Cursor { domain: domain.to_owned(), revision, hash: String::new() }
+}
+
+fn revision(number: u64) -> Cursor {
+    revision_of("d1", number)
+}
+
 fn authority() -> AuthoritySeen {
     AuthoritySeen::Sound(AuthorityFacts {
         key_id: "aa".into(),
@@ -196,7 +204,7 @@ fn the_revision_grows_with_declarations_only_and_briefs_wait_for_it() {
     assert_eq!(published(&topology, &world, "contoso"), None, "what nobody published is not served");
     settle(&mut world, at(100));
     assert_eq!(revision(&world), 2);
-    assert_eq!(published(&topology, &world, "contoso"), Some(2));
+    assert_eq!(published(&topology, &world, "contoso"), Some(revision_of("d1", 2)));
 }
 
 #[test]
@@ -205,12 +213,12 @@ fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
     let world = world(vec![server("web", ports), server("api", "[]")], vec![pod("web")]);
     let (topology, _) = Topology::resolve(&world.declared);
     let (web, pod) = topology.pod("pod-web").unwrap();
-    let brief = briefs::brief_of(&topology, web, pod, &["root".to_owned()], 7);
+    let brief = briefs::brief_of(&topology, web, pod, &["root".to_owned()], revision(7));
     assert_eq!((brief.cursor.revision, brief.ports.len()), (7, 1), "UDP is no port of the proxy");
     let allowed: Vec<&str> = brief.ports[0].allow.servers.iter().map(|id| id.server()).collect();
     assert_eq!(allowed, ["api", "web"]);
     assert_eq!(brief.anchors("internal"), ["root"]);
-    let later = briefs::brief_of(&topology, web, pod, &["root".to_owned()], 8);
+    let later = briefs::brief_of(&topology, web, pod, &["root".to_owned()], revision(8));
     assert_eq!(later.cursor.hash, brief.cursor.hash, "the hash does not move with the revision");
     let identity = Identity {
         id: web.id.clone(),
@@ -220,7 +228,7 @@ fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
         not_before: at(0),
         not_after: at(9),
     };
-    let gone = briefs::withdrawn(&identity, &["root".to_owned()], 9);
+    let gone = briefs::withdrawn(&identity, &["root".to_owned()], revision(9));
     assert!(gone.port(80).is_err() && gone.ports.is_empty());
     assert_eq!(gone.anchors("internal"), ["root"], "it can be put in force like any other");
 }

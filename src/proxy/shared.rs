@@ -132,9 +132,9 @@ impl Shared {
     pub(super) fn adopt_brief(&self, brief: Brief) -> Result<(), GenerationError> {
         let Some(leaf) = self.leaf.borrow().clone() else { return Ok(()) };
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = self.in_force().map_or(0, |generation| generation.cursor().revision);
-        if brief.cursor.revision < current {
-            return Err(GenerationError::Older { new: brief.cursor.revision, current });
+        let current = self.in_force().map(|generation| generation.cursor().clone()).unwrap_or_default();
+        if brief.cursor.is_older_than(&current) {
+            return Err(GenerationError::Older { new: brief.cursor.revision, current: current.revision });
         }
         let generation = Arc::new(Generation::build(brief, leaf, telemetry::now())?);
         self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));

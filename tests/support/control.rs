@@ -162,7 +162,7 @@ impl Server {
         let identity = self.domain.id(server);
         Brief {
             version: VERSION,
-            cursor: Cursor { revision: 1, hash: "hash 1".to_owned() },
+            cursor: Cursor { domain: "domain 1".to_owned(), revision: 1, hash: "hash 1".to_owned() },
             names: vec![identity.topology_name().unwrap()],
             identity,
             standing: Standing::Active,
