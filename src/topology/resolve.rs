@@ -82,7 +82,7 @@ fn domain(object: &TrustDomain, name: &str, declared: &Declared) -> Result<Domai
 /// Adds every server that has a domain, oldest first, and answers them in that order.
 fn servers<'a>(declared: &'a Declared, topology: &mut Topology, problems: &mut Problems) -> Vec<&'a TrustedServer> {
     let mut sorted: Vec<&TrustedServer> = declared.servers.iter().collect();
-    sorted.sort_by_key(|server| age(&server.metadata));
+    sorted.sort_by_key(|server| seniority(server));
     let mut claimed = BTreeMap::<DnsName, ServerKey>::new();
     sorted.retain(|object| {
         let key = key_of(object);
@@ -387,6 +387,15 @@ fn key_of(object: &TrustedServer) -> ServerKey {
         namespace: object.metadata.namespace.clone().unwrap_or_default(),
         name: object.metadata.name.clone().unwrap_or_default(),
     }
+}
+
+/// Sorts by age. Ages count whole seconds: within one, who was accepted before goes first, so that nobody loses what it
+/// holds to somebody that came a moment later.
+fn seniority(server: &TrustedServer) -> (Timestamp, bool, String) {
+    let (created, uid) = age(&server.metadata);
+    let conditions = server.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let accepted = conditions.iter().any(|one| one.type_ == "Accepted" && one.status == "True");
+    (created, !accepted, uid)
 }
 
 /// Sorts by age; equal ages by UID, so that every replica settles a conflict in the same way.

@@ -130,6 +130,18 @@ fn the_older_server_keeps_a_name_and_a_pod_that_two_claim() {
 }
 
 #[test]
+fn of_two_that_came_in_the_same_second_the_accepted_one_keeps_its_name() {
+    let name = "  dnsNames: [www.contoso.example]";
+    let mut holder = server("zz-holder", 1, name);
+    let state = crate::api::conditions::State::good("Accepted", "Accepted", "");
+    let conditions = crate::api::conditions::write(&[state], &[], Some(1), Timestamp::UNIX_EPOCH);
+    holder.status = Some(crate::api::TrustedServerStatus { conditions, ..Default::default() });
+    let (_, problems) = Topology::resolve(&declared(vec![server("aa-rival", 1, name), holder]));
+    assert_eq!(reasons(&problems, "aa-rival"), ["NameConflict"]);
+    assert_eq!(reasons(&problems, "zz-holder"), Vec::<&str>::new());
+}
+
+#[test]
 fn nobody_claims_the_topology_name_of_another_server() {
     let claim = "  dnsNames: [fe.shop.contoso.example]";
     let (topology, problems) = Topology::resolve(&declared(vec![server("thief", 1, claim)]));

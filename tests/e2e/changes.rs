@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     cluster::{Place, program, until},
-    workloads::{IDLE, server},
+    workloads::{IDLE, declared, server, service, web},
 };
 
 /// A connection that counts aloud: one line for each 100 ms, from the server through both sidecars.
@@ -115,4 +115,28 @@ fn a_peer_may_call_within_two_seconds_and_is_cut_within_two_seconds_and_no_other
     eprintln!("the removed peer was cut after {cut:?}");
     assert!(first.ticks(Duration::from_secs(2)), "the other connection goes on");
     place.logged(&place.pod("clock"), &["access", "NotInTopology"]);
+}
+
+#[test]
+fn a_server_that_is_no_longer_declared_neither_calls_nor_is_called_until_it_is_declared_again() {
+    let place = Place::new("withdrawn");
+    let declaration = declared("web", "[{name: http, port: 80, targetPort: 8080}]", "");
+    place.apply(&server("web", &web(8080, "hello"), "[{name: http, port: 80, targetPort: 8080}]", ""));
+    place.apply(&service("web", 80, 8080));
+    place.apply(&server("client", IDLE, "[]", ""));
+    place.ready(&["web", "client"]);
+    let call = || place.run("deploy/client", "curl -sS --max-time 5 http://web/");
+    assert_eq!(call().out, "hello\n");
+    let other = place.must(&["get", "pod", &place.pod("client"), "-o", "jsonpath={.status.podIP}"]);
+    place.must(&["delete", "trustedserver", "web"]);
+    until(5, "nobody reaches it", || if call().ok { Err("still answered".to_owned()) } else { Ok(()) });
+    place.logged(&place.pod("client"), &["access", "DestinationNotDeclared"]);
+    let _ = place.run("deploy/web", &format!("curl -sS --max-time 5 http://{other}/"));
+    place.logged(&place.pod("web"), &["access", "withdrawn"]);
+    place.apply(&declaration);
+    place.ready(&["web"]);
+    until(10, "it is reached again", || {
+        let said = call();
+        if said.out == "hello\n" { Ok(()) } else { Err(said.err) }
+    });
 }

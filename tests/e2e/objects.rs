@@ -34,10 +34,7 @@ fn what_is_wrong_stands_in_the_objects_own_condition_and_all_others_keep_working
     place.apply(&declared("stray", "[]", "  dnsNames: [www.elsewhere.example]"));
     let name = format!("www-{}.contoso.example", std::process::id());
     place.apply(&declared("owner", "[]", &format!("  dnsNames: [{name}]")));
-    until(20, "the owner has its name", || {
-        let names = place.must(&["get", "trustedserver", "owner", "-o", "jsonpath={.status.dnsNames}"]);
-        if names.contains(&name) { Ok(()) } else { Err(names) }
-    });
+    place.condition_is("owner", "Accepted", "True/");
     place.apply(&declared("rival", "[]", &format!("  dnsNames: [{name}]")));
     assert!(place.condition_is("twin", "Accepted", "False/SelectorOverlap").contains("web"));
     assert!(place.condition_is("lonely", "Accepted", "False/UnknownPeer").contains("ghost"));
