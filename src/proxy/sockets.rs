@@ -8,7 +8,10 @@ use std::{
 };
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 use crate::refusal::{DestinationDetail, Refusal, TimeoutDetail};
 
@@ -16,6 +19,9 @@ use crate::refusal::{DestinationDetail, Refusal, TimeoutDetail};
 const BACKLOG: i32 = 4096;
 /// How long the peer may leave what we sent unacknowledged.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a refused peer may take to read why, and how much of what it said meanwhile is passed over.
+const FAREWELL: Duration = Duration::from_millis(500);
+const MOST_UNREAD: u64 = 64 * 1024;
 /// Deadline of a dial.
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -101,6 +107,18 @@ pub(super) fn prepare(stream: &TcpStream, over_network: bool) -> io::Result<()> 
 pub(super) fn end_cleanly(stream: &TcpStream) {
     // It fails only on a socket that is gone, and then there is nothing to end.
     let _ = SockRef::from(stream).set_linger(None);
+}
+
+/// Ends our side in order and waits until the peer has ended its own: a reset at once would overtake what we said last,
+/// the alert with the reason, and the peer's own bytes that nobody read would cause one.
+pub(super) async fn let_it_be_read(stream: &mut TcpStream) {
+    let read = async {
+        stream.shutdown().await?;
+        let mut unread = (&mut *stream).take(MOST_UNREAD);
+        tokio::io::copy(&mut unread, &mut tokio::io::sink()).await
+    };
+    // Whether it worked makes no difference: the connection is refused either way.
+    let _ = tokio::time::timeout(FAREWELL, read).await;
 }
 
 /// Dials within the deadline.

@@ -23,6 +23,7 @@ use rustls::{
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
     time::timeout,
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
@@ -31,6 +32,7 @@ use self::verifiers::{Anyone, Callee, Caller, OwnNames};
 use super::{
     credentials::Leaf,
     judge::{Judge, Refused},
+    sockets,
 };
 use crate::{
     brief::ALPN,
@@ -147,12 +149,21 @@ pub(super) struct Secured<S> {
     pub(super) verdict: Option<Verdict>,
 }
 
-/// Accepts a TLS connection.
-pub(super) async fn accept<S>(stream: S, config: Arc<ServerConfig>) -> Result<Secured<server::TlsStream<S>>, Refused>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
-    judged(TlsAcceptor::from(config).accept(stream)).await
+/// Accepts a TLS connection. Who is refused can read the alert that says so.
+pub(super) async fn accept(
+    stream: TcpStream,
+    config: Arc<ServerConfig>,
+) -> Result<Secured<server::TlsStream<TcpStream>>, Refused> {
+    judged(async {
+        match TlsAcceptor::from(config).accept(stream).into_fallible().await {
+            Ok(secured) => Ok(secured),
+            Err((error, mut stream)) => {
+                sockets::let_it_be_read(&mut stream).await;
+                Err(error)
+            }
+        }
+    })
+    .await
 }
 
 /// Opens a TLS connection to the server named `name`.

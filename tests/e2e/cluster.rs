@@ -195,7 +195,8 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
             let line = format!("exec 3<>/dev/tcp/{}", service.replace(' ', "/"));
             until(20, &format!("Service {service} leads somewhere"), || {
                 let dial = Command::new("nsenter")
-                    .args(["--net=/run/netns/entente-node", "timeout", "1", "bash", "-c", &line])
+                    .arg(format!("--net=/run/netns/entente-node{}", suffix()))
+                    .args(["timeout", "1", "bash", "-c", &line])
                     .stderr(Stdio::null())
                     .status();
                 if dial.is_ok_and(|status| status.success()) { Ok(()) } else { Err("refused".to_owned()) }

@@ -47,6 +47,7 @@ quickstart() {
 
 servers_ready() {
   kubectl wait --for=condition=Ready trustedserver --all -n shop --timeout=120s &&
+    kubectl wait --for=condition=Available deployment --all -n shop --timeout=60s &&
     kubectl wait --for=condition=Ready pod --all -n outside --timeout=60s
 }
 

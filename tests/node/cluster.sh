@@ -7,7 +7,8 @@ PARTS='etcd kube-apiserver kube-controller-manager kube-scheduler containerd kub
 control_plane() {
   start etcd etcd --data-dir "$NODE/etcd" --unsafe-no-fsync --listen-client-urls http://127.0.0.1:2379 \
     --advertise-client-urls http://127.0.0.1:2379 --listen-peer-urls http://127.0.0.1:2380 --log-level warn
-  start kube-apiserver "$NODE/bin/kube-apiserver" --etcd-servers=http://127.0.0.1:2379 --advertise-address="$NODE_IP" \
+  # etcd 3.4 cannot report its progress on request, and the estimate of list costs waits for that in vain.
+  start kube-apiserver "$NODE/bin/kube-apiserver" --feature-gates=SizeBasedListCostEstimate=false --etcd-servers=http://127.0.0.1:2379 --advertise-address="$NODE_IP" \
     --secure-port=6443 --service-cluster-ip-range="$(ranges "$SERVICE_CIDR" "$SERVICE_CIDR6")" \
     --authorization-mode=Node,RBAC --allow-privileged \
     --enable-admission-plugins=NodeRestriction --client-ca-file="$PKI/ca.crt" --tls-cert-file="$PKI/apiserver.crt" \
@@ -34,6 +35,8 @@ state = "$RUN/containerd"
   path = "$NODE/opt"
 [plugins."io.containerd.grpc.v1.cri"]
   sandbox_image = "registry.local/pause:dev"
+  # A profile would be loaded into the machine's kernel.
+  disable_apparmor = true
   # Without CAP_SYS_RESOURCE a process may not lower its own OOM score.
   restrict_oom_score_adj = true
   netns_mounts_under_state_dir = true

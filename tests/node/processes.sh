@@ -17,11 +17,24 @@ cgroups() {
   local tree knob
   for tree in $(cgroup_trees); do
     mkdir -p "$tree/system"
+    hand_down_controllers "$(dirname "$tree")" "$tree"
     # With cgroup v1 a new cpuset has no processor and no memory.
     if [ ! -f "$tree/cpuset.cpus" ] || [ ! -f "$tree/cgroup.clone_children" ]; then continue; fi
     for knob in cpuset.cpus cpuset.mems; do
       cat "$(dirname "$tree")/$knob" >"$tree/$knob"
       cat "$tree/$knob" >"$tree/system/$knob"
+    done
+  done
+}
+
+# hand_down_controllers DIR...: with cgroup v2 a group has the controllers that its parent hands down; kubelet wants all.
+hand_down_controllers() {
+  local dir controller controllers
+  [ -f /sys/fs/cgroup/cgroup.controllers ] || return 0
+  for dir in "$@"; do
+    read -ra controllers <"$dir/cgroup.controllers"
+    for controller in "${controllers[@]}"; do
+      echo "+$controller" >"$dir/cgroup.subtree_control" 2>/dev/null || true
     done
   done
 }

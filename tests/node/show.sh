@@ -19,7 +19,12 @@ show() {
   next_steps
 }
 
+call_orders() { kubectl exec -n shop deploy/web -c web -- curl -sS --max-time 10 "$URL"; }
+
 declared_call() {
+  # kube-proxy learns of a Ready pod a moment later than we do.
+  local deadline=$((SECONDS + 10))
+  until call_orders >/dev/null 2>&1 || [ "$SECONDS" -ge "$deadline" ]; do sleep 0.5; done
   heading "A declared call: web may call orders. Plain HTTP in the application, mutual TLS on the wire."
   run kubectl exec -n shop deploy/web -c web -- curl -sS --max-time 10 "$URL" || {
     explain shop "$RELEASE_NAMESPACE"
@@ -27,7 +32,12 @@ declared_call() {
   }
 }
 
-undeclared_call() {
+uncall_orders() { kubectl exec -n shop deploy/web -c web -- curl -sS --max-time 10 "$URL"; }
+
+declared_call() {
+  # kube-proxy learns of a Ready pod a moment later than we do.
+  local deadline=$((SECONDS + 10))
+  until call_orders >/dev/null 2>&1 || [ "$SECONDS" -ge "$deadline" ]; do sleep 0.5; done
   heading "An undeclared call: nobody declared intruder, so it is refused."
   if run kubectl exec -n outside intruder -- curl -sS --max-time 10 "$URL"; then
     fail "the undeclared call was answered" "that must not be: is the pod of orders injected? kubectl get pods -n shop"
