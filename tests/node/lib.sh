@@ -47,7 +47,7 @@ wait_for() {
   until "$@" >/dev/null 2>&1; do
     if [ "$SECONDS" -ge "$deadline" ]; then
       [ ! -f "$log" ] || tail -n 15 "$log" >&2
-      fail "$what did not happen within $limit s" "see $log; './up down' and then './up' start afresh"
+      fail "$what did not happen within $limit s" "${log:+see $log; }'./up explain' shows more, './up down' and './up' start afresh"
     fi
     sleep 0.2
   done

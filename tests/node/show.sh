@@ -3,7 +3,9 @@
 
 URL=http://orders.shop.svc.cluster.local:8080/
 
-heading() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+heading() {
+  if [ -t 1 ]; then printf '\n\033[1m%s\033[0m\n' "$*"; else printf '\n%s\n' "$*"; fi
+}
 
 # run COMMAND...: shows the command as a newcomer would type it, then its output.
 run() {
@@ -32,12 +34,7 @@ declared_call() {
   }
 }
 
-uncall_orders() { kubectl exec -n shop deploy/web -c web -- curl -sS --max-time 10 "$URL"; }
-
-declared_call() {
-  # kube-proxy learns of a Ready pod a moment later than we do.
-  local deadline=$((SECONDS + 10))
-  until call_orders >/dev/null 2>&1 || [ "$SECONDS" -ge "$deadline" ]; do sleep 0.5; done
+undeclared_call() {
   heading "An undeclared call: nobody declared intruder, so it is refused."
   if run kubectl exec -n outside intruder -- curl -sS --max-time 10 "$URL"; then
     fail "the undeclared call was answered" "that must not be: is the pod of orders injected? kubectl get pods -n shop"
