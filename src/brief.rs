@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     identity::{DnsName, Identity, SpiffeId},
-    refusal::{ReadyDetail, Refusal},
+    refusal::{ReadyDetail, Refusal, WithdrawnDetail},
 };
 
 /// The brief version that this build reads and writes.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Up to this many addresses are pushed to every proxy; beyond it proxies ask at the first dial.
 pub const PUSHED_ROUTES: usize = 2_000;
 /// Bound of a sync request's body, in bytes.
@@ -62,6 +62,13 @@ pub struct Brief {
     pub names: Vec<DnsName>,
     /// Lifetime of our leaves, in seconds; a change renews at once.
     pub lifetime_seconds: u32,
+    /// Key identifier of the issuing certificate that signs now, hex; a leaf of another one is renewed within
+    /// `renew_within_seconds`. Empty = not known.
+    pub issuer: String,
+    /// Seconds over which sidecars spread the renewal that a new issuer asks for.
+    pub renew_within_seconds: u32,
+    /// What becomes of an open connection when its peer's certificate ends.
+    pub on_peer_expiry: OnPeerExpiry,
     /// What we listen for.
     pub ports: Vec<Port>,
     /// What the application may call beside declared servers.
@@ -78,8 +85,23 @@ pub struct Brief {
 pub enum Standing {
     /// Declared and accepted.
     Active,
-    /// No longer: refuse everything, end what is open.
+    /// Declared, and withdrawn for the time being: refuse everything, end what is open.
+    Suspended,
+    /// No longer declared: refuse everything, end what is open.
     Withdrawn,
+}
+
+/// What becomes of an open connection when the peer's certificate that it rests on ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum OnPeerExpiry {
+    /// It lives on exactly while the peer proves itself anew with its next certificates.
+    #[default]
+    Reprove,
+    /// It ends.
+    Cut,
+    /// It stays; only revocation and topology end it.
+    Keep,
 }
 
 /// One declared port. A connection to `port` or to `target_port` belongs to it; the proxy forwards to `target_port`.
@@ -148,6 +170,39 @@ pub struct Scope {
     pub id: String,
     /// Root certificates, PEM.
     pub anchors: Vec<String>,
+    /// Key identifiers of the issuing certificates in use, hex: a chain through any other is refused.
+    pub issuers: Vec<String>,
+    /// What was taken back; `None` = nobody knows, so everybody is refused.
+    pub revocation: Option<Revocation>,
+}
+
+/// What a scope's authority has taken back of what it issued: a CRL as a set, and whole identities beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Revocation {
+    /// Number of the CRL that it stands for; never goes back.
+    pub number: u64,
+    /// When that was signed, Unix seconds.
+    pub this_update: i64,
+    /// Until when it may be relied on, Unix seconds.
+    pub next_update: i64,
+    /// Revoked serials (lower-case hex) by the issuer's key identifier. An issuer without an entry is one of unknown
+    /// status.
+    pub serials: BTreeMap<String, Vec<String>>,
+    /// Identities whose certificates are taken back.
+    pub withdrawn: Vec<Withdrawal>,
+}
+
+/// Certificates of one identity that are taken back together.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Withdrawal {
+    /// Whose.
+    pub id: SpiffeId,
+    /// Those whose validity starts before this moment, Unix seconds.
+    pub starting_before: i64,
+    /// Why.
+    pub reason: WithdrawnDetail,
 }
 
 /// The id of our own authority's scope.
@@ -205,6 +260,9 @@ pub struct SyncRequest {
     pub routes: Option<RouteCursor>,
     /// On-demand addresses still in use, at most [`PUSHED_ROUTES`].
     pub keep: Vec<IpAddr>,
+    /// UIDs of pods behind Service addresses that open connections lead to, at most [`PUSHED_ROUTES`]: where a table is
+    /// on demand, their own addresses are told as well, so that they can be asked to prove themselves anew.
+    pub pods: Vec<String>,
     /// Addresses to look up now; a non-empty list is answered at once.
     pub ask: Vec<IpAddr>,
     /// What was seen since the last report that was answered; one with refusals is answered at once.
@@ -247,6 +305,8 @@ pub struct RefusedConnections {
     pub peer: String,
     /// The port dialled.
     pub port: u16,
+    /// Whether they were open and were ended by a rule; else they were refused at their beginning.
+    pub cut: bool,
     /// How often.
     pub count: u64,
 }
@@ -297,11 +357,18 @@ impl Cursor {
 }
 
 impl Brief {
+    /// Whether our server may talk with anybody at all.
+    pub const fn stands(&self) -> Result<(), Refusal> {
+        match self.standing {
+            Standing::Active => Ok(()),
+            Standing::Suspended => Err(Refusal::NotReady(ReadyDetail::ServerSuspended)),
+            Standing::Withdrawn => Err(Refusal::NotReady(ReadyDetail::Withdrawn)),
+        }
+    }
+
     /// The declared port that a connection to `port` belongs to.
     pub fn port(&self, port: u16) -> Result<&Port, Refusal> {
-        if self.standing == Standing::Withdrawn {
-            return Err(Refusal::NotReady(ReadyDetail::Withdrawn));
-        }
+        self.stands()?;
         let belongs = |candidate: &&Port| candidate.port == port || candidate.target_port == port;
         self.ports.iter().find(belongs).ok_or(Refusal::PortNotAllowed)
     }
@@ -321,9 +388,9 @@ impl Brief {
         self.standing == Standing::Active && (self.egress.unrestricted || self.egress.networks.iter().any(matches))
     }
 
-    /// The anchors of scope `id`; none where the brief has no such scope.
-    pub fn anchors(&self, id: &str) -> &[String] {
-        self.scopes.iter().find(|scope| scope.id == id).map_or(&[], |scope| &scope.anchors)
+    /// The scope `id`, where the brief has it.
+    pub fn scope(&self, id: &str) -> Option<&Scope> {
+        self.scopes.iter().find(|scope| scope.id == id)
     }
 }
 
@@ -345,6 +412,7 @@ mod tests {
             dns_names: BTreeSet::new(),
             pod_uid: None,
             serial: vec![1],
+            issuer: None,
             not_before: Timestamp::UNIX_EPOCH,
             not_after: Timestamp::UNIX_EPOCH,
         }
@@ -358,6 +426,9 @@ mod tests {
             standing: Standing::Active,
             names: vec![],
             lifetime_seconds: 86_400,
+            issuer: String::new(),
+            renew_within_seconds: 0,
+            on_peer_expiry: OnPeerExpiry::default(),
             ports: vec![Port { name: "sip".into(), port: 5061, target_port: 5060, mode: Mode::MutualTls, allow }],
             egress: Egress::default(),
             scopes: vec![],

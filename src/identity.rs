@@ -159,6 +159,8 @@ pub struct Identity {
     pub pod_uid: Option<String>,
     /// The certificate's serial number, big-endian without leading zeros.
     pub serial: Vec<u8>,
+    /// Key identifier of the issuer, hex (authorityKeyIdentifier, RFC 5280 §4.2.1.1), where there is one.
+    pub issuer: Option<String>,
     /// Start of validity.
     pub not_before: Timestamp,
     /// End of validity.
@@ -180,6 +182,7 @@ impl Identity {
             dns_names,
             pod_uid: subject_serial_number(&certificate),
             serial: certificate.tbs_certificate.serial.to_bytes_be(),
+            issuer: issuing_key(&certificate),
             not_before: instant(validity.not_before.timestamp())?,
             not_after: instant(validity.not_after.timestamp())?,
         })
@@ -212,6 +215,16 @@ fn names(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, BTreeSet<DnsNam
         }
     }
     Ok((id.ok_or(Refusal::BadName(NameDetail::NoIdentity))?, dns_names))
+}
+
+fn issuing_key(certificate: &X509Certificate<'_>) -> Option<String> {
+    certificate.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityKeyIdentifier(authority) => {
+            let identifier = authority.key_identifier.as_ref()?;
+            Some(identifier.0.iter().map(|byte| format!("{byte:02x}")).collect())
+        }
+        _ => None,
+    })
 }
 
 fn subject_serial_number(certificate: &X509Certificate<'_>) -> Option<String> {

@@ -8,8 +8,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// Why a connection was refused or ended. Ordered by stage: capacity, local state, TLS, chain, names, topology,
-/// outbound, ends of live connections.
+/// Why a connection was refused or ended. Ordered by stage: capacity, local state, TLS, chain, names, revocation,
+/// topology, outbound, ends of live connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Refusal {
@@ -43,6 +43,17 @@ pub enum Refusal {
     BadName(NameDetail),
     /// The callee is not the declared server.
     WrongServer(ServerDetail),
+    /// The certificate's serial is revoked.
+    Revoked,
+    /// Everything that the identity held until some moment is taken back.
+    Withdrawn(WithdrawnDetail),
+    /// The chain leads through an issuing certificate that is not in use, or no longer.
+    IssuerNotCurrent,
+    /// Nobody told us what this issuer has revoked.
+    UnknownStatus,
+    /// What we were told of revocations is too old to rely on.
+    #[serde(rename = "staleCRL")]
+    StaleCrl,
     /// The peer's identity is not among those the port admits.
     NotInTopology,
     /// The port is not declared.
@@ -52,7 +63,7 @@ pub enum Refusal {
     /// The peer could not be reached.
     DialFailed,
     /// The peer refused us with a TLS alert.
-    PeerRefused,
+    PeerRefused(AlertDetail),
     /// The peer's stream ended without `close_notify`.
     Truncated,
     /// One direction was closed and the other stayed silent past its deadline.
@@ -96,6 +107,10 @@ details! {
         NoBrief = "noBrief",
         /// Our own certificate has expired.
         OwnExpired = "ownExpired",
+        /// Our own certificate is revoked.
+        OwnRevoked = "ownRevoked",
+        /// Our server is suspended.
+        ServerSuspended = "serverSuspended",
         /// Our server is no longer declared.
         Withdrawn = "withdrawn",
     }
@@ -151,6 +166,30 @@ details! {
         /// A name that breaks its grammar.
         Grammar = "grammar",
     }
+    /// Why certificates of an identity are taken back.
+    WithdrawnDetail {
+        /// Its server is suspended.
+        Suspended = "suspended",
+        /// Its server is no longer declared.
+        Deleted = "deleted",
+        /// It was issued before the moment that the server names (`revokeIssuedBefore`).
+        IssuedBefore = "issuedBefore",
+        /// The record of what was issued is lost or was meddled with.
+        Ledger = "ledger",
+    }
+    /// What the peer said when it refused us (RFC 8446 §6.2).
+    AlertDetail {
+        /// It hung up without a word, or said what tells nothing of certificates.
+        Other = "other",
+        /// Our certificate is revoked.
+        Revoked = "certificateRevoked",
+        /// Our certificate is out of date.
+        Expired = "certificateExpired",
+        /// It does not know our authority.
+        UnknownCa = "unknownCA",
+        /// It knows us and does not let us in.
+        AccessDenied = "accessDenied",
+    }
     /// How the callee differs from the declared server.
     ServerDetail {
         /// Another SPIFFE ID.
@@ -179,11 +218,16 @@ impl Refusal {
             Self::Expired => "Expired",
             Self::BadName(_) => "BadName",
             Self::WrongServer(_) => "WrongServer",
+            Self::Revoked => "Revoked",
+            Self::Withdrawn(_) => "Withdrawn",
+            Self::IssuerNotCurrent => "IssuerNotCurrent",
+            Self::UnknownStatus => "UnknownStatus",
+            Self::StaleCrl => "StaleCRL",
             Self::NotInTopology => "NotInTopology",
             Self::PortNotAllowed => "PortNotAllowed",
             Self::DestinationNotDeclared => "DestinationNotDeclared",
             Self::DialFailed => "DialFailed",
-            Self::PeerRefused => "PeerRefused",
+            Self::PeerRefused(_) => "PeerRefused",
             Self::Truncated => "Truncated",
             Self::HalfClosed => "HalfClosed",
             Self::Drained => "Drained",
@@ -202,17 +246,22 @@ impl Refusal {
             Self::BadChain(detail) => detail.text(),
             Self::BadName(detail) => detail.text(),
             Self::WrongServer(detail) => detail.text(),
+            Self::Withdrawn(detail) => detail.text(),
+            Self::PeerRefused(detail) => detail.text(),
             Self::NotTls
             | Self::BadAlpn
             | Self::NoCertificate
             | Self::WrongUsage
             | Self::NotYetValid
             | Self::Expired
+            | Self::Revoked
+            | Self::IssuerNotCurrent
+            | Self::UnknownStatus
+            | Self::StaleCrl
             | Self::NotInTopology
             | Self::PortNotAllowed
             | Self::DestinationNotDeclared
             | Self::DialFailed
-            | Self::PeerRefused
             | Self::Truncated
             | Self::HalfClosed
             | Self::Drained => "",

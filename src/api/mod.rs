@@ -7,13 +7,14 @@ mod trust_domain;
 mod trusted_server;
 
 pub use trust_domain::{
-    AuthoritySpec, AuthorityState, AuthorityStatus, DefaultPeers, KeyAlgorithm, LeafSpec, ManagedAuthority,
-    ServerCounts, TopologySpec, TrustDomain, TrustDomainSpec, TrustDomainStatus,
+    AuthoritySpec, AuthorityState, AuthorityStatus, CrlStatus, DefaultPeers, KeyAlgorithm, LeafSpec, ManagedAuthority,
+    PeerExpiry, RevocationSpec, RotationPolicy, RotationSpec, SecretName, ServerCounts, TopologySpec, TrustDomain,
+    TrustDomainSpec, TrustDomainStatus,
 };
 pub use trusted_server::{
-    AllowedPeer, CertificateCounts, EgressRule, ObjectName, OutboundPolicy, OutboundSpec, PodSelector, PortMode,
-    PortSpec, Protocol, ProxyCounts, ProxyResources, ProxySpec, Requirement, Role, SelectorOperator, TrustedServer,
-    TrustedServerSpec, TrustedServerStatus,
+    AllowedPeer, CertificateCounts, CertificateSpec, EgressRule, ObjectName, OutboundPolicy, OutboundSpec, PodSelector,
+    PortMode, PortSpec, Protocol, ProxyCounts, ProxyResources, ProxySpec, Requirement, RevocationCounts, Role,
+    SelectorOperator, ServerState, TrustedServer, TrustedServerSpec, TrustedServerStatus,
 };
 
 /// The API group of every kind.

@@ -61,9 +61,17 @@ pub struct TrustDomainSpec {
     #[serde(default)]
     pub authority: AuthoritySpec,
 
+    /// How authorities follow one another.
+    #[serde(default)]
+    pub rotation: RotationSpec,
+
     /// The certificates of servers.
     #[serde(default)]
     pub leaf: LeafSpec,
+
+    /// What is taken back, beside servers that are suspended or deleted and pods that are gone.
+    #[serde(default)]
+    pub revocation: RevocationSpec,
 
     /// Who may call whom where a port does not say.
     #[serde(default)]
@@ -82,13 +90,127 @@ fn cluster_domain() -> String {
     "cluster.local".to_owned()
 }
 
-/// Where the authority's keys come from.
-#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+/// Where the authority's keys come from: exactly one of `managed` and `secretRef`. A change is a rotation.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[x_kube(validation = Rule::new("has(self.managed) != has(self.secretRef)").message("exactly one of managed and secretRef must be set"))]
 #[serde(rename_all = "camelCase")]
 pub struct AuthoritySpec {
     /// The operator makes root and issuer and keeps them in the Secret `entente-authority-<domain>`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub managed: Option<ManagedAuthority>,
+    /// Your own authority: a Secret of type kubernetes.io/tls in the operator's namespace. `tls.crt` is the issuing
+    /// certificate and what leads to the root, `tls.key` its key, `ca.crt` the root, `ca.crl` (optional) the root's CRL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<SecretName>,
+}
+
+impl Default for AuthoritySpec {
+    fn default() -> Self {
+        Self { managed: Some(ManagedAuthority::default()), secret_ref: None }
+    }
+}
+
+/// A Secret by its name.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SecretName {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+}
+
+/// How authorities follow one another: prepared, trusted by every sidecar, active, retiring, removed.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RotationSpec {
+    /// Whether new roots come by themselves. Issuing certificates under the same root always do.
     #[serde(default)]
-    pub managed: ManagedAuthority,
+    pub policy: RotationPolicy,
+    /// Percent of its life after which an issuing certificate or a root is followed by the next one.
+    #[serde(default = "start_percent")]
+    #[schemars(range(min = 1, max = 90))]
+    pub start_at_lifetime_percent: i32,
+    /// Seconds that a new root is trusted before it signs.
+    #[serde(default = "min_trusted")]
+    #[schemars(range(min = 0, max = 604_800))]
+    pub min_trusted_seconds: i32,
+    /// Seconds after which a rotation that waits names whom it waits for. It never goes on by itself.
+    #[serde(default = "ack_timeout")]
+    #[schemars(range(min = 1, max = 86_400))]
+    pub ack_timeout_seconds: i32,
+    /// A moment later than the last rotation starts one of the root then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requested_at: Option<Time>,
+    /// Key identifier (`status.authorities`) of a retiring authority that must sign again. While it is set no rotation
+    /// starts by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[0-9a-f]+$"))]
+    pub roll_back_to: Option<String>,
+}
+
+const fn start_percent() -> i32 {
+    50
+}
+
+const fn min_trusted() -> i32 {
+    600
+}
+
+const fn ack_timeout() -> i32 {
+    900
+}
+
+impl Default for RotationSpec {
+    fn default() -> Self {
+        Self {
+            policy: RotationPolicy::default(),
+            start_at_lifetime_percent: start_percent(),
+            min_trusted_seconds: min_trusted(),
+            ack_timeout_seconds: ack_timeout(),
+            requested_at: None,
+            roll_back_to: None,
+        }
+    }
+}
+
+/// Whether new roots come by themselves.
+#[derive(schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum RotationPolicy {
+    /// At `startAtLifetimePercent` of the root's life, and when `requestedAt` asks.
+    #[default]
+    Automatic,
+    /// Only when `requestedAt` asks.
+    Manual,
+}
+
+/// What is taken back, and what that means for open connections.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevocationSpec {
+    /// Serial numbers (hex, as `openssl x509 -serial` or a log line shows them) of certificates whose key is known to
+    /// others. They stay revoked until they end, also when they are taken off this list.
+    #[serde(default)]
+    #[schemars(
+        length(max = 256),
+        inner(length(min = 1, max = 64), regex(pattern = r"^[0-9A-Fa-f]+(:[0-9A-Fa-f]+)*$"))
+    )]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub serials: Vec<String>,
+    /// What becomes of an open connection when the certificate of its peer ends.
+    #[serde(default)]
+    pub on_peer_expiry: PeerExpiry,
+}
+
+/// What becomes of an open connection when the certificate of its peer ends.
+#[derive(schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum PeerExpiry {
+    /// It lives on exactly while the peer proves itself anew with its next certificates.
+    #[default]
+    Reprove,
+    /// It ends.
+    Cut,
+    /// It stays; revocation and the topology still end it.
+    Keep,
 }
 
 /// An authority that the operator makes.
@@ -185,7 +307,7 @@ pub enum DefaultPeers {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrustDomainStatus {
-    /// Ready, AuthorityReady, TopologyValid, BundleDistributed.
+    /// Ready, AuthorityReady, TopologyValid, BundleDistributed, RotationComplete, RevocationPublished.
     #[serde(default)]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -215,6 +337,23 @@ pub struct TrustDomainStatus {
     /// The servers of the domain.
     #[serde(default)]
     pub servers: ServerCounts,
+    /// The published revocation lists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub crl: Option<CrlStatus>,
+}
+
+/// The published revocation lists: one for each key, with one number.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CrlStatus {
+    /// Their number.
+    pub number: i64,
+    /// When they were signed.
+    pub this_update: Time,
+    /// Until when they may be relied on.
+    pub next_update: Time,
+    /// Revoked certificates in them.
+    pub entries: i32,
 }
 
 /// One authority.
@@ -234,13 +373,27 @@ pub struct AuthorityStatus {
     pub not_before: Time,
     /// End of its root's validity.
     pub not_after: Time,
+    /// Sidecars that have acknowledged it.
+    #[serde(default)]
+    pub trusted_by_proxies: i32,
+    /// Certificates in use that it signed.
+    #[serde(default)]
+    pub live_leaves: i32,
 }
 
 /// What an authority is used for.
 #[derive(schemars::JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub enum AuthorityState {
+    /// Made, and on its way to every sidecar and bundle.
+    Prepared,
+    /// Trusted by every sidecar; it does not sign yet.
+    Trusted,
     /// It signs.
     Active,
+    /// It signed; what it signed is still in use.
+    Retiring,
+    /// It is trusted no more.
+    Removed,
 }
 
 /// How many servers there are.

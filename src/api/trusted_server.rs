@@ -38,6 +38,11 @@ pub struct TrustedServerSpec {
     #[x_kube(validation = Rule::new("self == oldSelf").message("role must not change; create another TrustedServer instead"))]
     pub role: Role,
 
+    /// Whether the server is trusted. Suspended = withdrawn: its certificates are revoked, its connections cut, new ones
+    /// refused, while it stays declared.
+    #[serde(default)]
+    pub state: ServerState,
+
     /// The pods of this namespace that are this server. Must not be empty.
     #[x_kube(validation = Rule::new("self.matchLabels.size() > 0 || self.matchExpressions.size() > 0")
         .message("selector must name at least one label: an empty selector would make every pod this server"))]
@@ -74,9 +79,44 @@ pub struct TrustedServerSpec {
     #[serde(default)]
     pub outbound: OutboundSpec,
 
+    /// Keys outside the sidecar.
+    #[serde(default)]
+    pub certificate: CertificateSpec,
+
+    /// Every certificate issued earlier than this is revoked and issued anew. A later moment is needed for each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoke_issued_before: Option<Time>,
+
     /// The sidecar.
     #[serde(default)]
     pub proxy: ProxySpec,
+}
+
+/// Whether a server is trusted.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum ServerState {
+    /// It is.
+    #[default]
+    Active,
+    /// Not for the time being.
+    Suspended,
+}
+
+/// Keys outside the sidecar. Each is named in status and audit.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateSpec {
+    /// For software that must hold the key itself: a Secret of type kubernetes.io/tls that the operator writes and
+    /// renews here (`tls.crt`, `tls.key`, `ca.crt`). The server's pods then run without a sidecar and speak mutual TLS
+    /// themselves. A Secret that the operator did not write is never touched.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253), regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"))]
+    pub secret_name: String,
+    /// A Secret of type kubernetes.io/tls with the certificate, of a public CA for instance, that ports of mode
+    /// ServerTLS show. It is mounted into the sidecar of pods created from now on.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253), regex(pattern = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$"))]
+    pub server_secret_name: String,
 }
 
 /// Place in the topology.
@@ -288,7 +328,7 @@ pub struct ProxyResources {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TrustedServerStatus {
-    /// Ready, Accepted, ProxiesInjected, CertificatesIssued, TrustLoaded.
+    /// Ready, Accepted, ProxiesInjected, CertificatesIssued, TrustLoaded, RevocationEffective.
     #[serde(default)]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -311,6 +351,9 @@ pub struct TrustedServerStatus {
     /// Its certificates.
     #[serde(default)]
     pub certificates: CertificateCounts,
+    /// What was taken back of them.
+    #[serde(default)]
+    pub revocation: RevocationCounts,
     /// Revision of the domain's topology that this status is about.
     #[serde(default)]
     pub topology_revision: i64,
@@ -348,4 +391,23 @@ pub struct CertificateCounts {
     /// The first of them to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub earliest_not_after: Option<Time>,
+    /// Key identifier of the issuer that signs now.
+    #[serde(default, rename = "keyID", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub key_id: Option<String>,
+}
+
+/// What was taken back of a server's certificates.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RevocationCounts {
+    /// Sidecars that have not acknowledged it yet.
+    #[serde(default)]
+    pub pending: i32,
+    /// When the last sidecar had acknowledged the last withdrawal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_effective_time: Option<Time>,
+    /// Open connections of this server that sidecars cut for it.
+    #[serde(default)]
+    pub connections_cut: i64,
 }

@@ -1,6 +1,6 @@
 //! The seam to the cluster: what is observed and how a step is applied, by Kubernetes here and by a map in tests.
 
-use std::{collections::BTreeMap, future::Future, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use k8s_openapi::{
     ByteString,
@@ -15,12 +15,20 @@ use rcgen::KeyPair;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::stores::{AUTHORITY, BUNDLE, PART, material};
+use super::stores::{AUTHORITY, BUNDLE, PART, read_register};
 use crate::{
     api::{TrustDomain, TrustedServer},
-    pki::authority::{self, AuthorityError, Material, Serial, Terms},
-    plan::{Step, World},
+    pki::{
+        authority::Serial,
+        crl::{Reason, Revoked},
+        ledger::Ledger,
+    },
+    plan::{
+        Step, World,
+        register::{self, Fresh},
+    },
     telemetry,
+    topology::ServerKey,
 };
 
 /// No call to the API server takes longer.
@@ -38,9 +46,9 @@ pub enum ApplyError {
     /// No answer in time.
     #[error("the API server did not answer within {DEADLINE:?}")]
     Deadline,
-    /// An authority could not be made.
+    /// A register or a ledger cannot be used.
     #[error("{0}")]
-    Authority(#[from] AuthorityError),
+    Register(String),
     /// A key could not be made.
     #[error("could not make a key: {0}")]
     Key(#[from] rcgen::Error),
@@ -81,9 +89,15 @@ pub(super) async fn apply(client: &Client, namespace: &str, step: &Step) -> Resu
             within(api.create(&PostParams::default(), domain)).await?;
             info!(domain = domain.metadata.name, "the first trust domain is created");
         }
-        Step::CreateAuthority { domain, terms } => create_authority(client, namespace, domain, terms).await?,
-        Step::RenewIssuer { domain, terms, replaces } => {
-            renew_issuer(client, namespace, domain, terms, replaces).await?;
+        Step::CreateAuthority { domain, .. }
+        | Step::PrepareAuthority { domain, .. }
+        | Step::MoveAuthority { domain, .. }
+        | Step::PublishLists { domain, .. } => write_register(client, namespace, domain, step).await?,
+        Step::Revoke { ledger, server, marks } => revoke(client, namespace, ledger, server, marks).await?,
+        Step::Hold { key, version, finalizers } => {
+            let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
+            let api = Api::<TrustedServer>::namespaced(client.clone(), &key.namespace);
+            within(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
         }
         Step::WriteBundle { namespace, domain, data } => write_bundle(client, namespace, domain, data).await?,
         Step::DeleteBundle { namespace } => {
@@ -119,24 +133,15 @@ fn status_patch(version: Option<&str>, status: &Value) -> Value {
             fields.entry(optional).or_insert(Value::Null);
         }
         if let Some(Value::Object(certificates)) = fields.get_mut("certificates") {
-            certificates.entry("earliestNotAfter").or_insert(Value::Null);
+            for optional in ["earliestNotAfter", "keyID"] {
+                certificates.entry(optional).or_insert(Value::Null);
+            }
         }
     }
     json!({"metadata": {"resourceVersion": version}, "status": status})
 }
 
-fn serial() -> Serial {
-    Serial::from_random(telemetry::random())
-}
-
-fn secret(name: String, data: &Material) -> Secret {
-    let Material { root_certificate, root_key, issuer_certificate, issuer_key } = data;
-    let parts = [
-        ("ca.crt", root_certificate),
-        ("ca.key", root_key),
-        ("issuer.crt", issuer_certificate),
-        ("issuer.key", issuer_key),
-    ];
+fn secret(name: String, data: BTreeMap<String, Vec<u8>>) -> Secret {
     let labels = [(PART, "authority"), ("app.kubernetes.io/managed-by", "entente")];
     Secret {
         metadata: ObjectMeta {
@@ -144,42 +149,65 @@ fn secret(name: String, data: &Material) -> Secret {
             labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
             ..ObjectMeta::default()
         },
-        data: Some(parts.map(|(key, text)| (key.to_owned(), ByteString(text.clone().into_bytes()))).into()),
+        data: Some(data.into_iter().map(|(key, bytes)| (key, ByteString(bytes))).collect()),
         ..Secret::default()
     }
 }
 
-/// Creates the Secret, and never replaces one: two leaders at once make one authority.
-async fn create_authority(client: &Client, namespace: &str, domain: &str, terms: &Terms) -> Result<(), ApplyError> {
-    let keys = [KeyPair::generate()?, KeyPair::generate()?];
-    let made = authority::create(terms, keys, [serial(), serial()], telemetry::now())?;
+/// Writes a domain's register as it is after `step`. A Secret that is there is never replaced by a first one, and one
+/// that somebody else wrote meanwhile is not overwritten: two leaders at once do what one does.
+async fn write_register(client: &Client, namespace: &str, domain: &str, step: &Step) -> Result<(), ApplyError> {
     let api = Api::<Secret>::namespaced(client.clone(), namespace);
-    within(api.create(&PostParams::default(), &secret(format!("{AUTHORITY}{domain}"), &made))).await?;
-    info!(domain, "an authority is made");
+    let name = format!("{AUTHORITY}{domain}");
+    let held = within(api.get_opt(&name)).await?;
+    let before = held.as_ref().map(|secret| read_register(secret).map_err(ApplyError::Register)).transpose()?;
+    let serial = || Serial::from_random(telemetry::random());
+    let fresh = Fresh { keys: [KeyPair::generate()?, KeyPair::generate()?], serials: [serial(), serial()] };
+    let before = before.map(Arc::unwrap_or_clone);
+    let after = register::after(step, before, fresh, telemetry::now());
+    let after = after.map_err(|error| ApplyError::Register(error.to_string()))?.ok_or(ApplyError::Conflict)?;
+    let data = after.render().map_err(|error| ApplyError::Register(error.to_string()))?;
+    let next = secret(name.clone(), data);
+    match held {
+        None => drop(within(api.create(&PostParams::default(), &next)).await?),
+        // A replace names the version that was read.
+        Some(held) => {
+            let next = Secret { data: next.data, ..held };
+            within(api.replace(&name, &PostParams::default(), &next)).await?;
+        }
+    }
+    let number = after.published().number;
+    match step {
+        Step::CreateAuthority { .. } => info!(domain, "an authority is made"),
+        Step::PrepareAuthority { .. } => info!(domain, "the next authority is prepared"),
+        Step::MoveAuthority { step, .. } => info!(domain, ?step, "an authority moves on"),
+        _ => info!(domain, number, "revocation lists are signed"),
+    }
     Ok(())
 }
 
-async fn renew_issuer(
+/// Marks certificates as taken back, each with a line in the audit log.
+async fn revoke(
     client: &Client,
     namespace: &str,
-    domain: &str,
-    terms: &Terms,
-    replaces: &str,
+    ledger: &str,
+    server: &ServerKey,
+    marks: &[(Serial, Reason)],
 ) -> Result<(), ApplyError> {
-    let api = Api::<Secret>::namespaced(client.clone(), namespace);
-    let name = format!("{AUTHORITY}{domain}");
-    let held = within(api.get(&name)).await?;
-    let now = telemetry::now();
-    let Some(old) = material(&held) else { return Err(ApplyError::Conflict) };
-    // The Secret may be newer than the plan: then this was done already.
-    if authority::Authority::load(&old, now)?.key_id() != replaces {
+    let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+    let held = within(api.get(ledger)).await?;
+    let mut record = Ledger::parse(held.data.as_ref().unwrap_or(&BTreeMap::new()))
+        .map_err(|error| ApplyError::Register(error.to_string()))?;
+    let done = record.revoke(marks, telemetry::now());
+    if done.is_empty() {
         return Err(ApplyError::Conflict);
     }
-    let next = authority::renew_issuer(&old, terms, &KeyPair::generate()?, serial(), now)?;
-    let mut changed = held.clone();
-    changed.data = secret(name.clone(), &next).data;
-    within(api.replace(&name, &PostParams::default(), &changed)).await?;
-    info!(domain, "the issuing certificate is renewed under the same root");
+    let next = ConfigMap { data: Some(record.render()), ..held };
+    within(api.replace(ledger, &PostParams::default(), &next)).await?;
+    for Revoked { serial, at, reason } in done {
+        let reason = reason.word();
+        info!(target: "audit", %serial, %server, reason, %at, "certificate revoked");
+    }
     Ok(())
 }
 

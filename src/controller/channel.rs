@@ -10,7 +10,7 @@ use crate::{
     brief::{self, Denied, SyncRequest, SyncResponse},
     identity::Identity,
     pki::verify::{Role, verdict},
-    plan::briefs,
+    refusal::{Refusal, WithdrawnDetail},
     telemetry,
 };
 
@@ -50,8 +50,21 @@ fn identify(view: &View, caller: &Caller) -> Result<Identity, Refused> {
     let Some(domain) = view.trusting(claimed.id.trust_domain()) else {
         return Err(unknown("NoTrustDomain", format!("no TrustDomain for {}", claimed.id.trust_domain())));
     };
-    let verdict = verdict(&caller.0, Role::Client, &domain.anchors, telemetry::now());
-    Ok(verdict.map_err(|refusal| unknown(refusal.code(), refusal.to_string()))?.identity)
+    let now = telemetry::now();
+    let trust = &domain.trust;
+    let proven = verdict(&caller.0, Role::Client, &trust.anchors, now).map(|verdict| verdict.identity);
+    // How fresh the lists are is for sidecars to judge: this is where they get the next ones.
+    let judged = proven.and_then(|identity| {
+        trust.revoked.taken_back(&identity)?;
+        trust.revoked.issuer_is_current(&identity)?;
+        Ok(identity)
+    });
+    match judged {
+        // A withdrawn server is told so; a single certificate that was taken back is not listened to.
+        Ok(identity) => Ok(identity),
+        Err(Refusal::Withdrawn(WithdrawnDetail::Suspended | WithdrawnDetail::Deleted)) => Ok(claimed),
+        Err(refusal) => Err(unknown(refusal.code(), refusal.to_string())),
+    }
 }
 
 /// The endpoint.
@@ -70,6 +83,7 @@ pub(super) async fn sync(
         return Err(Refused::new(StatusCode::BAD_REQUEST, "UnknownBriefVersion", message));
     }
     channel.events.report(&identity.id, &uid, &request.report);
+    channel.proxies.report(&uid, &request.report);
     let _held = channel.proxies.poll(&uid, &identity, request.after.clone(), telemetry::now());
     let began = Instant::now();
     // Who asks or reports has more to do: only a poll that brings nothing is held.
@@ -98,20 +112,15 @@ fn answer(
 ) -> Result<SyncResponse, Refused> {
     let mut response = SyncResponse::default();
     let Some(domain) = view.trusting(identity.id.trust_domain()) else { return Ok(response) };
-    let Some(at) = domain.published.clone() else { return Ok(response) };
+    let Some(at) = domain.at() else { return Ok(response) };
     if request.after.as_ref().is_some_and(|after| at.is_older_than(after)) {
         // The sidecar knows more than this replica does: a stale replica can delay, not undo.
         return Ok(response);
     }
-    let brief = match view.topology.pod(uid) {
-        Some((server, _)) if server.id != identity.id => {
-            let message = format!("this pod is {} now: ask for a certificate of that server", server.id);
-            return Err(Refused::new(StatusCode::FORBIDDEN, "AnotherServer", message));
-        }
-        Some((server, pod)) => briefs::brief_of(&view.topology, server, pod, &domain.roots, at),
-        None if view.known_pods.contains(uid) || patience_over => briefs::withdrawn(identity, &domain.roots, at),
-        None => return Ok(response),
-    };
+    let brief = view
+        .brief(domain, identity, uid, patience_over)
+        .map_err(|message| Refused::new(StatusCode::FORBIDDEN, "AnotherServer", message))?;
+    let Some(brief) = brief else { return Ok(response) };
     let held = request.after.as_ref();
     let differs = held.is_none_or(|after| after.hash != brief.cursor.hash);
     // At the end of a poll the revision is brought up to date, so that no older one can follow it.

@@ -72,15 +72,19 @@ impl Events {
                 continue;
             };
             let note = note(refused, &pod.name);
-            self.about(server, EventType::Warning, "ConnectionRefused", refused.reason.code(), note);
+            let reason = if refused.cut { "ConnectionsCut" } else { "ConnectionRefused" };
+            self.about(server, EventType::Warning, reason, refused.reason.code(), note);
         }
     }
 }
 
 fn note(refused: &RefusedConnections, pod: &str) -> String {
-    let RefusedConnections { direction, reason, peer, port, count } = refused;
+    let RefusedConnections { direction, reason, peer, port, cut, count } = refused;
     let peer: String = peer.chars().filter(|character| !character.is_control()).take(200).collect();
     let times = if *count > 1 { format!(" ({count} times)") } else { String::new() };
+    if *cut {
+        return format!("{reason}: {count} open connections of pod {pod} with {peer}, port {port}, were ended");
+    }
     match direction {
         Direction::Inbound => format!("{reason}: {peer} was refused at port {port} of pod {pod}{times}"),
         Direction::Outbound => format!("{reason}: pod {pod} was not let through to {peer}, port {port}{times}"),

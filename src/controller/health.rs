@@ -87,8 +87,15 @@ impl Metrics {
         self.rounds.inc();
         for (domain, seen) in &world.authorities {
             if let crate::plan::AuthoritySeen::Sound(facts) = seen {
-                for (what, end) in [("root", facts.root.not_after), ("issuer", facts.issuer.not_after)] {
-                    self.expiry.get_or_create(&Expiry { domain: domain.clone(), what }).set(end.as_second());
+                let active = facts.active();
+                let ends = [
+                    ("root", active.map(|one| one.root.not_after.as_second())),
+                    ("issuer", active.map(|one| one.issuer.not_after.as_second())),
+                    ("crl", Some(facts.crl.next_update)),
+                ];
+                for (what, end) in ends {
+                    let Some(end) = end else { continue };
+                    self.expiry.get_or_create(&Expiry { domain: domain.clone(), what }).set(end);
                 }
             }
         }

@@ -42,7 +42,7 @@ use crate::{
         self,
         authority::{Authority, Serial, Validity},
         csr::{Csr, Names},
-        ledger::{Ledger, Record, key_text},
+        ledger::{Holder, Ledger, Owner, Record, key_text},
     },
     sidecar, telemetry,
     topology::{Domain, Server, ServerKey, facts::PodFacts},
@@ -140,7 +140,7 @@ impl Issuer {
         let _turn = turn.lock().await;
         let key = key_text(csr.key_sha256());
         let Recorded { serial, validity, occasion } = self.record(&server, &domain, &authority, &pod.uid, &key).await?;
-        let names = Names { id: server.id.clone(), dns_names: names, pod_uid: pod.uid.clone() };
+        let names = Names { id: server.id.clone(), dns_names: names, pod_uid: Some(pod.uid.clone()) };
         let signed = authority
             .sign(&csr.grant(names), serial, validity)
             .map_err(|error| refused(StatusCode::SERVICE_UNAVAILABLE, "AuthorityNotReady", error.to_string()))?;
@@ -256,6 +256,8 @@ impl Issuer {
     ) -> Result<Recorded, Refused> {
         let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
         let name = ledger_name(&server.key);
+        let holder = Holder::Pod(uid.to_owned());
+        let owner = Owner { id: server.id.clone(), uid: server.uid.clone() };
         for _ in 0..TRIES {
             let held = within(api.get_opt(&name)).await.map_err(|error| unavailable(&error))?;
             let data = held.as_ref().and_then(|map| map.data.clone()).unwrap_or_default();
@@ -263,7 +265,7 @@ impl Issuer {
                 |error: pki::ledger::LedgerError| refused(StatusCode::CONFLICT, error.code(), error.to_string());
             let mut ledger = Ledger::parse(&data).map_err(conflict)?;
             let now = telemetry::now();
-            if let Some(record) = ledger.repeated(uid, key, now).map_err(conflict)? {
+            if let Some(record) = ledger.repeated(&holder, key, now).map_err(conflict)? {
                 return Ok(Recorded { serial: record.serial, validity: record.validity, occasion: "Repeated" });
             }
             let validity = authority
@@ -271,11 +273,18 @@ impl Issuer {
                 .map_err(|error| refused(StatusCode::SERVICE_UNAVAILABLE, "AuthorityNotReady", error.to_string()))?;
             let serial = Serial::from_random(telemetry::random());
             let issuer = authority.key_id().to_owned();
-            let before = ledger.records().iter().any(|record| record.pod_uid == uid);
+            let before = ledger.records().iter().any(|record| record.holder == holder);
             let occasion = if before { "Renewed" } else { "Issued" };
-            let record =
-                Record { serial, pod_uid: uid.to_owned(), key: key.to_owned(), issuer, validity, recorded: now };
-            ledger.append(record, now).map_err(conflict)?;
+            let record = Record {
+                serial,
+                holder: holder.clone(),
+                key: key.to_owned(),
+                issuer,
+                validity,
+                recorded: now,
+                revoked: None,
+            };
+            ledger.append(&owner, record, now).map_err(conflict)?;
             match self.write(&api, held, &server.key, &ledger).await {
                 Ok(()) => return Ok(Recorded { serial, validity, occasion }),
                 Err(ApplyError::Conflict) => {
@@ -333,7 +342,7 @@ fn attested(view: &View, pod: &PodFacts) -> Result<Attested, Refused> {
     let seen = view.domains.get(&server.domain).ok_or_else(not_ready)?;
     let authority = seen.authority.clone().ok_or_else(not_ready)?;
     let names = view.topology.names_of(server, pod);
-    Ok((server.clone(), domain.clone(), names, authority, seen.roots.clone()))
+    Ok((server.clone(), domain.clone(), names, authority, seen.trust.everybody.scope().anchors.clone()))
 }
 
 /// `entente-ledger-HASH`: names of servers are longer than a ConfigMap's may be.

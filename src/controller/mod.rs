@@ -17,7 +17,7 @@ mod watch;
 mod webhook;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{
         Arc,
@@ -43,8 +43,8 @@ use tracing::{error, info, warn};
 
 use crate::{
     brief,
-    pki::{authority::Authority, control::SERVING_SECONDS},
-    plan::{Step, World, bare_pods, plan},
+    pki::control::SERVING_SECONDS,
+    plan::{Plan, Step, World, bare_pods, plan, withdrawals::gone},
     telemetry,
     topology::{Key, Problem, Topology},
 };
@@ -238,15 +238,14 @@ impl Seat {
     async fn run(mut self, signal: &Signal, ready: &AtomicBool, shutdown: &CancellationToken) {
         let mut changes = signal.listen();
         let epoch = u64::from_be_bytes(telemetry::random());
-        let mut behind_since = BTreeMap::new();
-        let mut reported = BTreeMap::new();
+        let mut memory = Memory::default();
         loop {
             changes.mark_unchanged();
             let mut pause = SWEEP;
             if self.stores.are_synced() {
                 let now = telemetry::now();
                 let lead = *self.leads.borrow_and_update();
-                let outcome = self.round(epoch, lead, &mut behind_since, &mut reported, now).await;
+                let outcome = self.round(epoch, lead, &mut memory, now).await;
                 ready.store(true, Ordering::Release);
                 pause = outcome.min(SWEEP);
             }
@@ -264,23 +263,17 @@ impl Seat {
     }
 
     /// One look at the world; answers when to look again at the latest.
-    async fn round(
-        &self,
-        epoch: u64,
-        lead: bool,
-        behind_since: &mut BTreeMap<String, Timestamp>,
-        reported: &mut BTreeMap<Key, Vec<Problem>>,
-        now: Timestamp,
-    ) -> Duration {
-        let authorities = self.authorities(now);
+    async fn round(&self, epoch: u64, lead: bool, memory: &mut Memory, now: Timestamp) -> Duration {
+        let authorities = self.stores.authorities(now);
         let mut world = self.stores.world(&authorities);
         world.proxies = self.proxies.seen(now);
-        world.behind_since = behind_since.clone();
+        world.behind_since = memory.behind_since.clone();
+        world.gone_since = memory.gone(&world, now);
         let (topology, problems) = resolve(&world);
-        report(&problems, reported);
+        report(&problems, &mut memory.reported);
         let before = Arc::clone(&self.publish.borrow());
         let neighbours = self.stores.pods_in(&self.namespace);
-        let next = View::next(&before, topology, &world, &authorities, neighbours, epoch);
+        let next = View::next(&before, topology, &world, &authorities, (neighbours, epoch), now);
         self.proxies.prune(|uid| next.known_pods.contains(uid));
         let next = Arc::new(next);
         self.publish.send_replace(Arc::clone(&next));
@@ -289,10 +282,7 @@ impl Seat {
             return SWEEP;
         }
         let plan = plan(&next.topology, &problems, &world, now);
-        behind_since.retain(|uid, _| plan.behind.contains(uid));
-        for uid in &plan.behind {
-            behind_since.entry(uid.clone()).or_insert(now);
-        }
+        memory.behind(&plan, now);
         let mut pause = plan.wake_at.map_or(SWEEP, |at| {
             Duration::try_from(at.duration_since(now))
                 .unwrap_or(Duration::from_millis(100))
@@ -326,11 +316,6 @@ impl Seat {
             self.events.about(server, EventType::Warning, "PodWithoutProxy", "Inject", note);
         }
     }
-
-    fn authorities(&self, now: Timestamp) -> BTreeMap<String, Result<Arc<Authority>, String>> {
-        let load = |material| Authority::load(&material, now).map(Arc::new).map_err(|error| error.to_string());
-        self.stores.materials().into_iter().map(|(domain, material)| (domain, load(material))).collect()
-    }
 }
 
 /// The topology with every problem, objects that cannot be read included.
@@ -340,23 +325,44 @@ fn resolve(world: &World) -> (Topology, Vec<(Key, Problem)>) {
     (topology, problems)
 }
 
+/// What one replica remembers from round to round; a new one begins without it and loses only patience.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    behind_since: BTreeMap<String, Timestamp>,
+    gone_since: BTreeMap<String, Timestamp>,
+    reported: BTreeMap<Key, Vec<Problem>>,
+}
+
+impl Memory {
+    fn behind(&mut self, plan: &Plan, now: Timestamp) {
+        since(&mut self.behind_since, &plan.behind, now);
+    }
+
+    fn gone(&mut self, world: &World, now: Timestamp) -> BTreeMap<String, Timestamp> {
+        since(&mut self.gone_since, &gone(world), now);
+        self.gone_since.clone()
+    }
+}
+
+/// Keeps since when each of `present` has been so.
+fn since(memory: &mut BTreeMap<String, Timestamp>, present: &BTreeSet<String>, now: Timestamp) {
+    memory.retain(|uid, _| present.contains(uid));
+    for uid in present {
+        memory.entry(uid.clone()).or_insert(now);
+    }
+}
+
 /// One round against any cluster: what it does is what the leader's loop does.
 ///
 /// # Errors
 /// Whatever the cluster says to `observe` or to a step; the rest of the plan waits for the next round.
-pub async fn round(
-    cluster: &impl Cluster,
-    behind_since: &mut BTreeMap<String, Timestamp>,
-    now: Timestamp,
-) -> Result<usize, ApplyError> {
+pub async fn round(cluster: &impl Cluster, memory: &mut Memory, now: Timestamp) -> Result<usize, ApplyError> {
     let mut world = cluster.observe().await?;
-    world.behind_since = behind_since.clone();
+    world.behind_since = memory.behind_since.clone();
+    world.gone_since = memory.gone(&world, now);
     let (topology, problems) = resolve(&world);
     let plan = plan(&topology, &problems, &world, now);
-    behind_since.retain(|uid, _| plan.behind.contains(uid));
-    for uid in &plan.behind {
-        behind_since.entry(uid.clone()).or_insert(now);
-    }
+    memory.behind(&plan, now);
     for step in &plan.steps {
         cluster.apply(step).await?;
     }
@@ -379,7 +385,11 @@ fn log_failure(step: &Step, failure: &ApplyError) {
     let what = match step {
         Step::CreateDomain(_) => "create the first domain",
         Step::CreateAuthority { .. } => "create an authority",
-        Step::RenewIssuer { .. } => "renew an issuer",
+        Step::PrepareAuthority { .. } => "prepare an authority",
+        Step::MoveAuthority { .. } => "move an authority on",
+        Step::PublishLists { .. } => "sign revocation lists",
+        Step::Revoke { .. } => "write down revocations",
+        Step::Hold { .. } => "hold or release a server",
         Step::WriteBundle { .. } => "write a bundle",
         Step::DeleteBundle { .. } => "remove a bundle",
         Step::DeleteLedger { .. } => "remove a ledger",

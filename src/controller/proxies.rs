@@ -10,10 +10,19 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::watch::Signal;
-use crate::{brief::Cursor, identity::Identity, plan::ProxySeen};
+use crate::{
+    brief::{Cursor, MAX_REPORTED_REFUSALS, RefusedConnections, Report},
+    identity::{Identity, SpiffeId},
+    pki,
+    plan::ProxySeen,
+    refusal::Refusal,
+};
 
 /// A sidecar between two polls counts as connected this long, in seconds.
 const BETWEEN_POLLS: i64 = 10;
+
+/// Identities whose cut connections are counted, for each sidecar.
+const MAX_CUT: usize = 256;
 
 /// One sidecar, as one replica sees it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +35,10 @@ pub(super) struct Row {
     last: i64,
     leaf_not_before: i64,
     leaf_not_after: i64,
+    /// Serial of its certificate, hex.
+    serial: String,
+    /// Open connections that it cut because of a withdrawal, by who lost them; bounded.
+    cut: BTreeMap<SpiffeId, u64>,
 }
 
 pub(super) type Rows = BTreeMap<String, Row>;
@@ -59,12 +72,32 @@ impl Proxies {
             row.last = now.as_second();
             row.leaf_not_before = identity.not_before.as_second();
             row.leaf_not_after = identity.not_after.as_second();
+            row.serial = pki::hex(&identity.serial);
             before != (row.cursor.clone(), row.leaf_not_after, true)
         };
         if news {
             self.changed();
         }
         Held { proxies: self, uid: uid.to_owned() }
+    }
+
+    /// A sidecar reports; what it cut because of a withdrawal is counted.
+    pub(super) fn report(&self, uid: &str, report: &Report) {
+        let withdrawn = |refused: &&RefusedConnections| {
+            let because = matches!(
+                refused.reason,
+                Refusal::Revoked | Refusal::Withdrawn(_) | Refusal::IssuerNotCurrent | Refusal::NotReady(_)
+            );
+            refused.cut && because
+        };
+        let mut own = lock(&self.own);
+        for refused in report.refusals.iter().take(MAX_REPORTED_REFUSALS).filter(withdrawn) {
+            let Ok(id) = SpiffeId::parse(&refused.peer) else { continue };
+            let cut = &mut own.entry(uid.to_owned()).or_default().cut;
+            if cut.len() < MAX_CUT || cut.contains_key(&id) {
+                *cut.entry(id).or_default() += refused.count;
+            }
+        }
     }
 
     fn changed(&self) {
@@ -114,12 +147,13 @@ impl Proxies {
 }
 
 fn seen(row: Row, now: Timestamp) -> ProxySeen {
-    let Row { cursor, held, last, leaf_not_before, leaf_not_after } = row;
+    let Row { cursor, held, last, leaf_not_before, leaf_not_after, serial: _, cut } = row;
     ProxySeen {
         cursor,
         connected: held > 0 || now.as_second() - last < BETWEEN_POLLS,
         leaf_not_before: Timestamp::from_second(leaf_not_before).ok(),
         leaf_not_after: Timestamp::from_second(leaf_not_after).ok(),
+        cut,
     }
 }
 

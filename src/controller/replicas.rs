@@ -219,6 +219,7 @@ mod tests {
             dns_names: BTreeSet::new(),
             pod_uid: Some("pod".into()),
             serial: vec![1],
+            issuer: None,
             not_before: Timestamp::from_second(1).unwrap(),
             not_after: Timestamp::from_second(2).unwrap(),
         }

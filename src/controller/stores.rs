@@ -5,14 +5,18 @@ use std::{collections::BTreeMap, sync::Arc};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
 use kube::{Api, Client, core::DeserializeGuard, runtime::watcher::Config};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::task::JoinSet;
 
 use super::watch::{Signal, Table, keep};
 use crate::{
     api::{TrustDomain, TrustedServer},
     pki::{
-        authority::{Authority, Material},
+        self,
+        authority::Material,
+        bundle,
         ledger::Ledger,
+        register::{Loaded, Register},
     },
     plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, World},
     sidecar,
@@ -33,6 +37,9 @@ pub(super) const BUNDLE: &str = "entente-trust-bundle";
 /// Name of the ConfigMap that asks for a first domain.
 const FIRST_DOMAIN: &str = "entente-first-domain";
 
+/// Registers with their authorities, by domain.
+pub(super) type Authorities = BTreeMap<String, Result<(Arc<Register>, Loaded), String>>;
+
 type Readable<T> = Result<T, (Key, String)>;
 
 /// The tables of one replica.
@@ -43,7 +50,8 @@ pub(super) struct Stores {
     namespaces: Arc<Table<(Option<String>, bool)>>,
     pods: Arc<Table<PodFacts>>,
     services: Arc<Table<ServiceFacts>>,
-    authorities: Arc<Table<Material>>,
+    registers: Arc<Table<Result<Arc<Register>, String>>>,
+    supplied: Arc<Table<Arc<Material>>>,
     bundles: Arc<Table<BTreeMap<String, String>>>,
     ledgers: Arc<Table<LedgerSeen>>,
     first_domain: Arc<Table<TrustDomain>>,
@@ -54,7 +62,7 @@ impl Stores {
     pub(super) fn start(client: &Client, namespace: &str, signal: &Signal, tasks: &mut JoinSet<()>) -> Self {
         let all = Config::default;
         let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
-        let own_secrets = Api::<Secret>::namespaced(client.clone(), namespace);
+        let own_secrets = || Api::<Secret>::namespaced(client.clone(), namespace);
         let own_maps = || Api::<ConfigMap>::namespaced(client.clone(), namespace);
         let kept = |config: Config| (config, signal.clone());
         let (config, raise) = kept(all());
@@ -74,7 +82,9 @@ impl Stores {
         let services =
             keep(tasks, Api::<Service>::all(client.clone()), config, raise, |service| Some(ServiceFacts::of(&service)));
         let (config, raise) = kept(all().labels(&format!("{PART}=authority")));
-        let authorities = keep(tasks, own_secrets, config, raise, |secret| material(&secret));
+        let registers = keep(tasks, own_secrets(), config, raise, |secret| Some(read_register(&secret)));
+        let (config, raise) = kept(all().fields("type=kubernetes.io/tls"));
+        let supplied = keep(tasks, own_secrets(), config, raise, |secret| supplied(&secret).map(Arc::new));
         let (config, raise) = kept(named(BUNDLE));
         let bundles =
             keep(tasks, Api::<ConfigMap>::all(client.clone()), config, raise, |map| Some(map.data.unwrap_or_default()));
@@ -84,7 +94,7 @@ impl Stores {
         let first_domain = keep(tasks, own_maps(), config, raise, |map| {
             serde_json::from_str(map.data.as_ref()?.get("trustDomain")?).ok()
         });
-        Self { domains, servers, namespaces, pods, services, authorities, bundles, ledgers, first_domain }
+        Self { domains, servers, namespaces, pods, services, registers, supplied, bundles, ledgers, first_domain }
     }
 
     /// Whether every table has its first list.
@@ -94,7 +104,8 @@ impl Stores {
             && self.namespaces.is_synced()
             && self.pods.is_synced()
             && self.services.is_synced()
-            && self.authorities.is_synced()
+            && self.registers.is_synced()
+            && self.supplied.is_synced()
             && self.bundles.is_synced()
             && self.ledgers.is_synced()
             && self.first_domain.is_synced()
@@ -105,14 +116,20 @@ impl Stores {
         self.pods.read(|rows| rows.values().filter(|pod| pod.namespace == namespace).cloned().collect())
     }
 
-    /// The authorities' Secrets, by domain.
-    pub(super) fn materials(&self) -> BTreeMap<String, Material> {
+    /// The registers with their authorities loaded, by domain; why not, where they cannot be.
+    pub(super) fn authorities(&self, now: Timestamp) -> Authorities {
         let name = |key: String| key.split_once(AUTHORITY).map(|(_, domain)| domain.to_owned());
-        self.authorities.rows().into_iter().filter_map(|(key, material)| Some((name(key)?, material))).collect()
+        let load = |register: Result<Arc<Register>, String>| {
+            let register = register?;
+            let loaded = register.load(now).map_err(|error| error.to_string())?;
+            Ok((register, loaded))
+        };
+        let rows = self.registers.rows().into_iter();
+        rows.filter_map(|(key, register)| Some((name(key)?, load(register)))).collect()
     }
 
     /// The world as the tables have it; what the sidecars say is not in them.
-    pub(super) fn world(&self, authorities: &BTreeMap<String, Result<Arc<Authority>, String>>) -> World {
+    pub(super) fn world(&self, authorities: &Authorities) -> World {
         let mut unreadable = vec![];
         let domains = readable(self.domains.rows(), &mut unreadable);
         let servers = readable(self.servers.rows(), &mut unreadable);
@@ -127,7 +144,7 @@ impl Stores {
             .map(|(key, data)| (key.split('/').next().unwrap_or_default().to_owned(), data));
         let seen = authorities.iter().map(|(domain, loaded)| {
             let seen = match loaded {
-                Ok(authority) => AuthoritySeen::Sound(AuthorityFacts::of(authority)),
+                Ok((register, loaded)) => AuthoritySeen::Sound(AuthorityFacts::of(register, loaded)),
                 Err(why) => AuthoritySeen::Broken(why.clone()),
             };
             (domain.clone(), seen)
@@ -145,6 +162,7 @@ impl Stores {
             first_domain: self.first_domain.rows().into_values().next(),
             authorities: seen.collect(),
             bundles: bundles.collect(),
+            supplied: self.supplied.rows().into_iter().map(|(key, material)| (bare(&key), material)).collect(),
             ledgers: self.ledgers.rows().into_iter().map(|(key, ledger)| (bare(&key), ledger)).collect(),
             ..World::default()
         }
@@ -173,26 +191,37 @@ fn read_server(guard: DeserializeGuard<TrustedServer>) -> Option<Readable<Truste
     }))
 }
 
-/// The keys of an authority; what is missing is empty, and found broken when it is loaded.
-pub(super) fn material(secret: &Secret) -> Option<Material> {
-    let data = secret.data.as_ref();
-    let text = |key: &str| {
-        let bytes = data.and_then(|data| data.get(key)).map(|bytes| bytes.0.clone()).unwrap_or_default();
-        String::from_utf8(bytes).unwrap_or_default()
-    };
+/// Reads a register's Secret.
+pub(super) fn read_register(secret: &Secret) -> Result<Arc<Register>, String> {
+    let data = secret.data.iter().flatten().map(|(key, bytes)| (key.clone(), bytes.0.clone())).collect();
+    Register::parse(&data).map(Arc::new).map_err(|error| error.to_string())
+}
+
+/// An owner's authority; what is missing is empty, and found broken when it is loaded.
+fn supplied(secret: &Secret) -> Option<Material> {
+    let data = secret.data.as_ref()?;
+    let text = |key: &str| data.get(key).and_then(|bytes| String::from_utf8(bytes.0.clone()).ok());
+    let root_certificate = text("ca.crt").unwrap_or_default();
+    let root = pki::certificate(&root_certificate);
+    let chain = text("tls.crt").unwrap_or_default();
+    let chain = CertificateDer::pem_slice_iter(chain.as_bytes()).filter_map(Result::ok);
+    // Some tools put the root at the end of the chain as well.
+    let mut chain = chain.map(|der| (root.as_ref() == Some(&der), bundle::encode(&der)));
+    let issuer_certificate = chain.next().map(|(_, pem)| pem).unwrap_or_default();
     Some(Material {
-        root_certificate: text("ca.crt"),
-        root_key: text("ca.key"),
-        issuer_certificate: text("issuer.crt"),
-        issuer_key: text("issuer.key"),
+        root_certificate,
+        root_key: None,
+        between: chain.filter(|(is_root, _)| !is_root).map(|(_, pem)| pem).collect(),
+        issuer_certificate,
+        issuer_key: text("tls.key").unwrap_or_default(),
+        root_crl: text("ca.crl"),
     })
 }
 
 fn read_ledger(map: &ConfigMap) -> Option<LedgerSeen> {
     let owner = map.metadata.annotations.as_ref()?.get(sidecar::SERVER_LABEL)?;
     let (namespace, name) = owner.split_once('/')?;
-    let ledger = Ledger::parse(map.data.as_ref().unwrap_or(&BTreeMap::new())).ok()?;
-    let last = ledger.records().iter().map(|record| record.validity.not_after).max();
+    let ledger = Ledger::parse(map.data.as_ref().unwrap_or(&BTreeMap::new())).ok().map(Arc::new);
     let server = ServerKey { namespace: namespace.to_owned(), name: name.to_owned() };
-    Some(LedgerSeen { server, last: last.unwrap_or(Timestamp::UNIX_EPOCH) })
+    Some(LedgerSeen { server, ledger })
 }

@@ -1,25 +1,31 @@
-//! The authority of a trust domain: root → issuing intermediate → leaves. Every certificate template stands here;
-//! clock, serials and keys are arguments.
+//! An authority that signs: a root, the issuing certificate under it, and what may lie between them. Clock, serials and
+//! keys are arguments; the templates stand in `templates`.
 
 use std::{collections::BTreeSet, fmt};
 
 use jiff::Timestamp;
-use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue, ExtendedKeyUsagePurpose, GeneralSubtree,
-    IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, NameConstraints, PublicKeyData, SanType, SerialNumber,
-};
+use rcgen::{Issuer, KeyPair, PublicKeyData};
 use rustls_pki_types::CertificateDer;
-use sha2::{Digest, Sha256};
-use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer};
+use serde::{Deserialize, Serialize};
+use x509_parser::{
+    certificate::X509Certificate,
+    extensions::{GeneralName, ParsedExtension},
+    prelude::FromDer,
+};
 
-use super::{certificate, csr::Granted, hex, offset, sha256_hex, shift};
-use crate::identity::DnsName;
+use super::{
+    bundle, certificate,
+    crl::{self, Revoked, Window},
+    csr::{Granted, Names},
+    hex, sha256_hex, shift, templates,
+    verify::{Anchors, Role, verdict},
+};
+use crate::identity::{DnsName, SpiffeId};
 
-/// Authorities are dated this far back, in seconds, for clocks that lag.
-const SKEW: i64 = 300;
-const DAY: i64 = 86_400;
 /// No leaf may end later than this before its issuer does, in seconds.
 const ISSUER_RESERVE: i64 = 3_600;
+/// Certificates between the issuing one and the root: with leaf and issuer a chain has four at most.
+const MAX_BETWEEN: usize = 2;
 
 /// A certificate's serial number: 127 random bits, never zero (RFC 5280 §4.1.2.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,17 +58,34 @@ impl fmt::Display for Serial {
     }
 }
 
-/// What the authority's Secret holds, PEM.
-#[derive(Clone, PartialEq, Eq)]
+/// Certificates and keys of one authority, PEM.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Material {
     /// The root certificate.
     pub root_certificate: String,
-    /// Its key, PKCS#8.
-    pub root_key: String,
-    /// The issuing intermediate.
+    /// Its key, PKCS#8; `None` where the root is somebody else's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_key: Option<String>,
+    /// What lies between the issuing certificate and the root, in the order of a chain.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub between: Vec<String>,
+    /// The issuing certificate.
     pub issuer_certificate: String,
-    /// Its key, PKCS#8.
+    /// Its key: PKCS#8, or as the owner gave it.
     pub issuer_key: String,
+    /// The root's CRL, where the root is somebody else's and they gave it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root_crl: Option<String>,
+}
+
+impl Material {
+    /// SHA-256 over everything but keys, which follow from it.
+    pub fn fingerprint(&self) -> String {
+        let Self { root_certificate, root_key: _, between, issuer_certificate, issuer_key: _, root_crl } = self;
+        let parts = [root_certificate, issuer_certificate].into_iter().chain(between).chain(root_crl);
+        sha256_hex(parts.map(String::as_str).collect::<Vec<_>>().join("\n").as_bytes())
+    }
 }
 
 impl fmt::Debug for Material {
@@ -93,12 +116,29 @@ pub enum AuthorityError {
     /// A key does not belong to its certificate.
     #[error("{0} does not belong to its certificate")]
     KeyMismatch(&'static str),
-    /// The intermediate is not signed by the root.
-    #[error("the issuing certificate is not signed by the root")]
+    /// No path from the issuing certificate to the root.
+    #[error("the issuing certificate does not lead to the root: each certificate must be signed by the next one")]
     BrokenChain,
+    /// More certificates than a chain may have.
+    #[error("at most {MAX_BETWEEN} certificates may lie between the issuing certificate and the root")]
+    TooLong,
     /// Outside its validity.
     #[error("{0} is outside its validity")]
     OutOfDate(&'static str),
+    /// Not a CA's certificate.
+    #[error(
+        "{0} must be a certificate authority's: basicConstraints CA, keyUsage keyCertSign and cRLSign, a subjectKeyIdentifier and a subject"
+    )]
+    NotACa(&'static str),
+    /// Name constraints that would make every leaf of the domain invalid.
+    #[error("the issuing certificate's name constraints must permit {0}, or be left out")]
+    Constrained(String),
+    /// A CRL of somebody else.
+    #[error("the CRL must be PEM and signed by the root")]
+    ForeignCrl,
+    /// What it signs would not verify.
+    #[error("a certificate that it signs does not verify: {0}")]
+    Untrue(String),
     /// The certificate library refused.
     #[error("could not make a certificate")]
     Make(#[from] rcgen::Error),
@@ -119,17 +159,19 @@ pub enum SignError {
 pub struct Authority {
     root_pem: String,
     root_der: CertificateDer<'static>,
+    root_key_id: Vec<u8>,
+    root: Option<Issuer<'static, KeyPair>>,
+    between: Vec<String>,
     issuer_pem: String,
     issuer: Issuer<'static, KeyPair>,
     key_id: String,
-    root_not_before: Timestamp,
-    root_not_after: Timestamp,
-    issuer_not_before: Timestamp,
-    issuer_not_after: Timestamp,
+    issuer_key_id: Vec<u8>,
+    root_validity: Validity,
+    issuer_validity: Validity,
     permitted: BTreeSet<DnsName>,
 }
 
-/// When a leaf is valid.
+/// When a certificate is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Validity {
     /// Start.
@@ -141,7 +183,7 @@ pub struct Validity {
 /// A signed leaf with its chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
-    /// PEM certificates: the leaf, then the intermediate.
+    /// PEM certificates: the leaf, then what leads to the root, without it.
     pub chain: Vec<String>,
 }
 
@@ -152,21 +194,23 @@ pub fn create(
     serials: [Serial; 2],
     now: Timestamp,
 ) -> Result<Material, AuthorityError> {
-    let params = root_template(terms, &root_key, serials[0], now);
+    let params = templates::root(terms, &root_key, serials[0], now);
     let root_certificate = params.self_signed(&root_key)?.pem();
     let root = Issuer::new(params, &root_key);
-    let issuer_certificate = issuer_template(terms, &issuer_key, serials[1], now, i64::from(terms.root_days) * DAY)
-        .signed_by(&issuer_key, &root)?
-        .pem();
+    let at_most = i64::from(terms.root_days) * templates::DAY;
+    let issuer_certificate =
+        templates::issuer(terms, &issuer_key, serials[1], now, at_most).signed_by(&issuer_key, &root)?.pem();
     Ok(Material {
         root_certificate,
-        root_key: root_key.serialize_pem(),
+        root_key: Some(root_key.serialize_pem()),
+        between: vec![],
         issuer_certificate,
         issuer_key: issuer_key.serialize_pem(),
+        root_crl: None,
     })
 }
 
-/// Makes the next intermediate under the same root.
+/// Makes the next intermediate under the same root, which must be ours.
 pub fn renew_issuer(
     material: &Material,
     terms: &Terms,
@@ -175,55 +219,65 @@ pub fn renew_issuer(
     now: Timestamp,
 ) -> Result<Material, AuthorityError> {
     let loaded = Authority::load(material, now)?;
-    let root_key = KeyPair::from_pem(&material.root_key).map_err(|_| AuthorityError::Unreadable("the root's key"))?;
-    let root = Issuer::from_ca_cert_pem(&material.root_certificate, root_key)?;
-    let left = loaded.root_not_after.as_second() - now.as_second();
-    let issuer_certificate = issuer_template(terms, issuer_key, serial, now, left).signed_by(issuer_key, &root)?.pem();
-    Ok(Material { issuer_certificate, issuer_key: issuer_key.serialize_pem(), ..material.clone() })
+    let root = loaded.root.as_ref().ok_or(AuthorityError::Unreadable("the root's key"))?;
+    let left = loaded.root_validity.not_after.as_second() - now.as_second();
+    let issuer_certificate = templates::issuer(terms, issuer_key, serial, now, left).signed_by(issuer_key, root)?.pem();
+    Ok(Material { between: vec![], issuer_certificate, issuer_key: issuer_key.serialize_pem(), ..material.clone() })
 }
 
+const ROOT: &str = "the root certificate";
+const ROOT_KEY: &str = "the root's key";
+const ISSUER: &str = "the issuing certificate";
+const ISSUER_KEY: &str = "the issuer's key";
+
 impl Authority {
-    /// Loads an authority from its Secret; every way in which it can be broken has its own answer.
+    /// Loads an authority; every way in which it can be broken has its own answer.
     pub fn load(material: &Material, now: Timestamp) -> Result<Self, AuthorityError> {
-        let root_der =
-            certificate(&material.root_certificate).ok_or(AuthorityError::Unreadable("the root certificate"))?;
-        let issuer_der =
-            certificate(&material.issuer_certificate).ok_or(AuthorityError::Unreadable("the issuing certificate"))?;
-        let root_key =
-            KeyPair::from_pem(&material.root_key).map_err(|_| AuthorityError::Unreadable("the root's key"))?;
-        let issuer_key =
-            KeyPair::from_pem(&material.issuer_key).map_err(|_| AuthorityError::Unreadable("the issuer's key"))?;
-        let (_, root) =
-            X509Certificate::from_der(&root_der).map_err(|_| AuthorityError::Unreadable("the root certificate"))?;
-        let (_, issuer) = X509Certificate::from_der(&issuer_der)
-            .map_err(|_| AuthorityError::Unreadable("the issuing certificate"))?;
-        if root.public_key().raw != root_key.subject_public_key_info() {
-            return Err(AuthorityError::KeyMismatch("the root's key"));
+        let Material { root_certificate, root_key, between, issuer_certificate, issuer_key, root_crl } = material;
+        let root_der = certificate(root_certificate).ok_or(AuthorityError::Unreadable(ROOT))?;
+        let issuer_der = certificate(issuer_certificate).ok_or(AuthorityError::Unreadable(ISSUER))?;
+        let between_der = between.iter().map(|pem| certificate(pem)).collect::<Option<Vec<_>>>();
+        let between_der = between_der.ok_or(AuthorityError::Unreadable("the chain"))?;
+        let issuer_key = KeyPair::from_pem(issuer_key).map_err(|_| AuthorityError::Unreadable(ISSUER_KEY))?;
+        let root_key = root_key.as_deref().map(KeyPair::from_pem).transpose();
+        let root_key = root_key.map_err(|_| AuthorityError::Unreadable(ROOT_KEY))?;
+        let (root, issuer) = (parse(&root_der, ROOT)?, parse(&issuer_der, ISSUER)?);
+        if root_key.as_ref().is_some_and(|key| root.public_key().raw != key.subject_public_key_info()) {
+            return Err(AuthorityError::KeyMismatch(ROOT_KEY));
         }
         if issuer.public_key().raw != issuer_key.subject_public_key_info() {
-            return Err(AuthorityError::KeyMismatch("the issuer's key"));
+            return Err(AuthorityError::KeyMismatch(ISSUER_KEY));
         }
-        issuer.verify_signature(Some(root.public_key())).map_err(|_| AuthorityError::BrokenChain)?;
-        let (root_not_before, root_not_after) = validity(&root, "the root certificate", now)?;
-        let (issuer_not_before, issuer_not_after) = validity(&issuer, "the issuing certificate", now)?;
-        let key_id = hex(&key_identifier(&issuer_key));
+        let root_key_id = is_ca(&root, ROOT)?;
+        let key_id = is_ca(&issuer, ISSUER)?;
+        leads_to_root(&issuer, &between_der, &root)?;
+        if root_crl.as_deref().is_some_and(|pem| !crl::is_of(pem, &root)) {
+            return Err(AuthorityError::ForeignCrl);
+        }
         Ok(Self {
-            root_pem: super::bundle::encode(&root_der),
-            issuer_pem: super::bundle::encode(&issuer_der),
+            root_pem: bundle::encode(&root_der),
+            issuer_pem: bundle::encode(&issuer_der),
+            between: between_der.iter().map(|der| bundle::encode(der)).collect(),
+            root: root_key.map(|key| Issuer::from_ca_cert_der(&root_der, key)).transpose()?,
             issuer: Issuer::from_ca_cert_der(&issuer_der, issuer_key)?,
-            root_der: root_der.clone(),
-            key_id,
-            root_not_before,
-            root_not_after,
-            issuer_not_before,
-            issuer_not_after,
+            root_key_id,
+            key_id: hex(&key_id),
+            issuer_key_id: key_id,
+            root_validity: validity(&root, ROOT, now)?,
+            issuer_validity: validity(&issuer, ISSUER, now)?,
             permitted: permitted(&issuer),
+            root_der: root_der.clone(),
         })
     }
 
-    /// The subject key identifier of the issuing key, hex.
+    /// The subject key identifier of the issuing certificate, hex.
     pub fn key_id(&self) -> &str {
         &self.key_id
+    }
+
+    /// The subject key identifier of the root, hex.
+    pub fn root_key_id(&self) -> String {
+        hex(&self.root_key_id)
     }
 
     /// The root certificate, PEM.
@@ -231,22 +285,32 @@ impl Authority {
         &self.root_pem
     }
 
+    /// The issuing certificate, PEM.
+    pub fn issuer_pem(&self) -> &str {
+        &self.issuer_pem
+    }
+
     /// SHA-256 of the root certificate, hex.
     pub fn root_sha256(&self) -> String {
         sha256_hex(&self.root_der)
     }
 
+    /// Whether the root's key is ours, so that the next issuing certificate can be made under it.
+    pub const fn holds_root_key(&self) -> bool {
+        self.root.is_some()
+    }
+
     /// When the root is valid.
     pub const fn root_validity(&self) -> Validity {
-        Validity { not_before: self.root_not_before, not_after: self.root_not_after }
+        self.root_validity
     }
 
-    /// When the intermediate is valid.
+    /// When the issuing certificate is valid.
     pub const fn issuer_validity(&self) -> Validity {
-        Validity { not_before: self.issuer_not_before, not_after: self.issuer_not_after }
+        self.issuer_validity
     }
 
-    /// The DNS names below which the intermediate may vouch.
+    /// The DNS names below which the issuing certificate may vouch; empty = it is not constrained.
     pub const fn permitted(&self) -> &BTreeSet<DnsName> {
         &self.permitted
     }
@@ -258,27 +322,135 @@ impl Authority {
         skew_seconds: u32,
         now: Timestamp,
     ) -> Result<Validity, SignError> {
-        let not_before = shift(now, -i64::from(skew_seconds)).max(self.issuer_not_before);
-        let not_after = shift(now, i64::from(lifetime_seconds)).min(shift(self.issuer_not_after, -ISSUER_RESERVE));
+        let issuer = self.issuer_validity;
+        let not_before = shift(now, -i64::from(skew_seconds)).max(issuer.not_before);
+        let not_after = shift(now, i64::from(lifetime_seconds)).min(shift(issuer.not_after, -ISSUER_RESERVE));
         if not_after <= now { Err(SignError::IssuerEnds) } else { Ok(Validity { not_before, not_after }) }
     }
 
     /// Signs the leaf of `granted`.
     pub fn sign(&self, granted: &Granted, serial: Serial, validity: Validity) -> Result<Issued, SignError> {
-        let leaf = leaf_template(granted, serial, validity)?.signed_by(&granted.public_key()?, &self.issuer)?;
-        Ok(Issued { chain: vec![leaf.pem(), self.issuer_pem.clone()] })
+        let key = granted.public_key()?;
+        let leaf = templates::leaf(granted.names(), &key, serial, validity)?.signed_by(&key, &self.issuer)?;
+        Ok(Issued { chain: [leaf.pem()].into_iter().chain(self.above().map(str::to_owned)).collect() })
+    }
+
+    /// Signs the CRL of the issuing key, PEM.
+    pub fn sign_crl(&self, revoked: &[Revoked], window: Window) -> Result<String, rcgen::Error> {
+        crl::sign(&self.issuer, &self.issuer_key_id, revoked, window)
+    }
+
+    /// Signs the CRL of the root, PEM; `None` where its key is not ours.
+    pub fn sign_root_crl(&self, revoked: &[Revoked], window: Window) -> Result<Option<String>, rcgen::Error> {
+        let sign = |root| crl::sign(root, &self.root_key_id, revoked, window);
+        self.root.as_ref().map(sign).transpose()
+    }
+
+    /// Proves that what it signs for a domain is believed: the subject that the library writes, name constraints, path
+    /// lengths and purposes of somebody else's certificates may each stand in the way.
+    pub fn prove(
+        &self,
+        trust_domain: &DnsName,
+        names: &BTreeSet<DnsName>,
+        now: Timestamp,
+    ) -> Result<(), AuthorityError> {
+        let untrue = |why: &dyn fmt::Display| AuthorityError::Untrue(why.to_string());
+        let anchors = Anchors::parse(std::slice::from_ref(&self.root_pem)).map_err(|error| untrue(&error))?;
+        let id = SpiffeId::new(trust_domain, "entente-system", "probe").map_err(|error| untrue(&error))?;
+        let below = |name: &DnsName| DnsName::parse(&format!("probe.{name}")).ok();
+        let own = below(trust_domain).into_iter();
+        for (dns_name, suffix) in
+            own.map(|name| (name, None)).chain(names.iter().filter_map(|name| Some((below(name)?, Some(name)))))
+        {
+            let chain = self.probe(&id, &dns_name, now)?;
+            for role in [Role::Client, Role::Server] {
+                verdict(&chain, role, &anchors, now).map_err(|refusal| match suffix {
+                    None => untrue(&refusal),
+                    Some(suffix) => AuthorityError::Constrained(suffix.to_string()),
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A certificate that lives a minute, for the issuer's own key: nobody can use it.
+    fn probe(
+        &self,
+        id: &SpiffeId,
+        name: &DnsName,
+        now: Timestamp,
+    ) -> Result<Vec<CertificateDer<'static>>, AuthorityError> {
+        let validity = Validity { not_before: now, not_after: shift(now, 60).min(self.issuer_validity.not_after) };
+        let names = Names { id: id.clone(), dns_names: BTreeSet::from([name.clone()]), pod_uid: None };
+        let key = self.issuer.key();
+        let leaf = templates::leaf(&names, key, Serial([0x40; 16]), validity)?.signed_by(key, &self.issuer)?;
+        let mut chain = vec![leaf.der().clone()];
+        chain.extend(self.above().filter_map(certificate));
+        Ok(chain)
+    }
+
+    /// What stands between a leaf and the root, PEM.
+    fn above(&self) -> impl Iterator<Item = &str> {
+        // An issuer that is the root itself stands in nobody's chain.
+        let issuer = (self.issuer_pem != self.root_pem).then_some(&self.issuer_pem);
+        issuer.into_iter().chain(&self.between).map(String::as_str)
     }
 }
 
-fn validity(
-    parsed: &X509Certificate<'_>,
-    what: &'static str,
-    now: Timestamp,
-) -> Result<(Timestamp, Timestamp), AuthorityError> {
+fn parse<'a>(der: &'a CertificateDer<'_>, what: &'static str) -> Result<X509Certificate<'a>, AuthorityError> {
+    match X509Certificate::from_der(der) {
+        Ok(([], parsed)) => Ok(parsed),
+        _ => Err(AuthorityError::Unreadable(what)),
+    }
+}
+
+/// The subject key identifier of a certificate that may sign certificates and CRLs.
+fn is_ca(parsed: &X509Certificate<'_>, what: &'static str) -> Result<Vec<u8>, AuthorityError> {
+    let basic = parsed.basic_constraints().ok().flatten();
+    let usage = parsed.key_usage().ok().flatten();
+    let identifier = parsed.extensions().iter().find_map(|extension| match extension.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(identifier) => Some(identifier.0.to_vec()),
+        _ => None,
+    });
+    let signs = usage.is_some_and(|usage| usage.value.key_cert_sign() && usage.value.crl_sign());
+    // The library that signs panics where a part of the subject is empty.
+    let named =
+        parsed.subject().iter().next().is_some() && parsed.subject().iter().all(|part| part.iter().next().is_some());
+    match identifier {
+        Some(identifier) if signs && named && basic.is_some_and(|basic| basic.critical && basic.value.ca) => {
+            Ok(identifier)
+        }
+        _ => Err(AuthorityError::NotACa(what)),
+    }
+}
+
+/// Each certificate is signed by the next one, the last by the root. An issuer may be the root itself.
+fn leads_to_root(
+    issuer: &X509Certificate<'_>,
+    between: &[CertificateDer<'static>],
+    root: &X509Certificate<'_>,
+) -> Result<(), AuthorityError> {
+    if between.len() > MAX_BETWEEN {
+        return Err(AuthorityError::TooLong);
+    }
+    let mut below = issuer.clone();
+    for der in between {
+        let next = parse(der, "the chain")?;
+        below.verify_signature(Some(next.public_key())).map_err(|_| AuthorityError::BrokenChain)?;
+        below = next;
+    }
+    below.verify_signature(Some(root.public_key())).map_err(|_| AuthorityError::BrokenChain)
+}
+
+fn validity(parsed: &X509Certificate<'_>, what: &'static str, now: Timestamp) -> Result<Validity, AuthorityError> {
     let instant = |seconds| Timestamp::from_second(seconds).map_err(|_| AuthorityError::Unreadable(what));
-    let start = instant(parsed.validity().not_before.timestamp())?;
-    let end = instant(parsed.validity().not_after.timestamp())?;
-    if start <= now && now <= end { Ok((start, end)) } else { Err(AuthorityError::OutOfDate(what)) }
+    let not_before = instant(parsed.validity().not_before.timestamp())?;
+    let not_after = instant(parsed.validity().not_after.timestamp())?;
+    if not_before <= now && now <= not_after {
+        Ok(Validity { not_before, not_after })
+    } else {
+        Err(AuthorityError::OutOfDate(what))
+    }
 }
 
 fn permitted(issuer: &X509Certificate<'_>) -> BTreeSet<DnsName> {
@@ -289,63 +461,4 @@ fn permitted(issuer: &X509Certificate<'_>) -> BTreeSet<DnsName> {
         _ => None,
     });
     dns.collect()
-}
-
-/// The first 160 bits of the key's SHA-256 (RFC 7093 §2, method 1).
-fn key_identifier(key: &impl PublicKeyData) -> Vec<u8> {
-    Sha256::digest(key.der_bytes())[..20].to_vec()
-}
-
-fn root_template(terms: &Terms, key: &KeyPair, serial: Serial, now: Timestamp) -> CertificateParams {
-    let mut params = ca_template(&format!("{} root", terms.trust_domain), key, serial, 1);
-    params.not_before = offset(shift(now, -SKEW));
-    params.not_after = offset(shift(now, i64::from(terms.root_days) * DAY));
-    params
-}
-
-fn issuer_template(terms: &Terms, key: &KeyPair, serial: Serial, now: Timestamp, at_most: i64) -> CertificateParams {
-    let mut params = ca_template(&format!("{} issuer", terms.trust_domain), key, serial, 0);
-    params.not_before = offset(shift(now, -SKEW));
-    params.not_after = offset(shift(now, (i64::from(terms.issuer_days) * DAY).min(at_most)));
-    params.use_authority_key_identifier_extension = true;
-    let subtree = |name: &DnsName| GeneralSubtree::DnsName(name.to_string());
-    let permitted_subtrees = terms.permitted.iter().map(subtree).collect();
-    params.name_constraints = Some(NameConstraints { permitted_subtrees, excluded_subtrees: vec![] });
-    params
-}
-
-fn ca_template(name: &str, key: &KeyPair, serial: Serial, path_length: u8) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::OrganizationName, "Entente");
-    // A name of its own for every key: another authority of the same domain is then unknown, not a bad signature.
-    let identifier = key_identifier(key);
-    params.distinguished_name.push(DnType::CommonName, format!("{name} {}", hex(&identifier[..4])));
-    params.serial_number = Some(SerialNumber::from_slice(&serial.0));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.key_identifier_method = KeyIdMethod::PreSpecified(identifier);
-    params
-}
-
-/// One URI, the DNS names, both purposes; the subject's serialNumber is the pod's UID.
-fn leaf_template(granted: &Granted, serial: Serial, validity: Validity) -> Result<CertificateParams, rcgen::Error> {
-    let names = granted.names();
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    let uid = DnValue::PrintableString(names.pod_uid.as_str().try_into()?);
-    params.distinguished_name.push(DnType::from_oid(&[2, 5, 4, 5]), uid);
-    params.serial_number = Some(SerialNumber::from_slice(&serial.0));
-    params.not_before = offset(validity.not_before);
-    params.not_after = offset(validity.not_after);
-    params.subject_alt_names = vec![SanType::URI(names.id.to_string().as_str().try_into()?)];
-    for name in &names.dns_names {
-        params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
-    }
-    params.is_ca = IsCa::ExplicitNoCa;
-    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    params.use_authority_key_identifier_extension = true;
-    params.key_identifier_method = KeyIdMethod::PreSpecified(key_identifier(&granted.public_key()?));
-    Ok(params)
 }

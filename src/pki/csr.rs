@@ -24,8 +24,8 @@ pub struct Names {
     pub id: SpiffeId,
     /// DNS names, the topology name among them.
     pub dns_names: BTreeSet<DnsName>,
-    /// UID of the pod.
-    pub pod_uid: String,
+    /// UID of the pod; `None` for software that holds its key itself.
+    pub pod_uid: Option<String>,
 }
 
 /// A proven key together with the names that the topology gives it.

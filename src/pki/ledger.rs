@@ -5,21 +5,30 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{authority::Serial, authority::Validity, hex, shift};
+use super::{
+    authority::{Serial, Validity},
+    crl::{Reason, Revoked},
+    hex, shift,
+};
+use crate::identity::SpiffeId;
 
 /// Lines in one ledger.
 pub const MAX_RECORDS: usize = 4096;
 /// A pod may ask again for the same key this long and gets the same certificate, in seconds.
 const RETRY_SECONDS: i64 = 300;
-const FORMAT: &str = "1";
+const FORMAT: &str = "2";
+/// A revoked certificate stays listed so long after its end, in seconds: one more CRL says so.
+const LISTED_AFTER_END: i64 = 3_600;
+/// What a record of a certificate in a Secret says instead of a pod's UID; the Secret's name follows.
+const SECRET: &str = "secret/";
 
 /// One issued certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Record {
     /// Its serial.
     pub serial: Serial,
-    /// UID of the pod that asked.
-    pub pod_uid: String,
+    /// Who holds it.
+    pub holder: Holder,
     /// First 128 bits of the SHA-256 of its key, hex.
     pub key: String,
     /// Key identifier of the issuer, hex.
@@ -28,11 +37,32 @@ pub struct Record {
     pub validity: Validity,
     /// When it was recorded.
     pub recorded: Timestamp,
+    /// When and why it was taken back.
+    pub revoked: Option<(Timestamp, Reason)>,
+}
+
+/// Who holds a certificate.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Holder {
+    /// The sidecar of the pod with this UID.
+    Pod(String),
+    /// The Secret of this name in the server's namespace, for software that holds the key itself.
+    Secret(String),
+}
+
+/// Whose certificates a ledger records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The server's identity.
+    pub id: SpiffeId,
+    /// UID of the `TrustedServer`: one that is created anew does not inherit the certificates of the one before.
+    pub uid: String,
 }
 
 /// The ledger of one server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ledger {
+    owner: Option<Owner>,
     sequence: u64,
     records: Vec<Record>,
 }
@@ -69,18 +99,39 @@ impl Ledger {
         if data.get("format").map(String::as_str) != Some(FORMAT) {
             return Err(LedgerError::Unreadable(0));
         }
+        let owner = match (data.get("identity"), data.get("serverUID")) {
+            (Some(id), Some(uid)) => {
+                let id = SpiffeId::parse(id).map_err(|_| LedgerError::Unreadable(0))?;
+                Some(Owner { id, uid: uid.clone() })
+            }
+            _ => None,
+        };
         let sequence = data.get("sequence").and_then(|text| text.parse().ok()).ok_or(LedgerError::Unreadable(0))?;
         let line = |(index, line): (usize, &str)| record(line).ok_or(LedgerError::Unreadable(index + 1));
         let records = text.lines().enumerate().map(line).collect::<Result<_, _>>()?;
-        Ok(Self { sequence, records })
+        Ok(Self { owner, sequence, records })
     }
 
     /// The ConfigMap's data.
     pub fn render(&self) -> BTreeMap<String, String> {
         let records = self.records.iter().map(line).collect::<String>();
+        let owner =
+            self.owner.iter().flat_map(|owner| [("identity", owner.id.to_string()), ("serverUID", owner.uid.clone())]);
         [("format", FORMAT.to_owned()), ("sequence", self.sequence.to_string()), ("records", records)]
+            .into_iter()
+            .chain(owner)
             .map(|(key, value)| (key.to_owned(), value))
-            .into()
+            .collect()
+    }
+
+    /// Whose it is; nobody's before the first record.
+    pub const fn owner(&self) -> Option<&Owner> {
+        self.owner.as_ref()
+    }
+
+    /// Grows with every change.
+    pub const fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     /// The unexpired certificates.
@@ -89,26 +140,58 @@ impl Ledger {
     }
 
     /// The record of an earlier request of the same pod for the same key, if it may be answered again.
-    pub fn repeated(&self, pod_uid: &str, key: &str, now: Timestamp) -> Result<Option<&Record>, LedgerError> {
+    pub fn repeated(&self, holder: &Holder, key: &str, now: Timestamp) -> Result<Option<&Record>, LedgerError> {
         let Some(found) = self.records.iter().find(|record| record.key == key) else { return Ok(None) };
-        let fresh = now <= shift(found.recorded, RETRY_SECONDS);
-        if found.pod_uid == pod_uid && fresh { Ok(Some(found)) } else { Err(LedgerError::KeyReused) }
+        let fresh = now <= shift(found.recorded, RETRY_SECONDS) && found.revoked.is_none();
+        if found.holder == *holder && fresh { Ok(Some(found)) } else { Err(LedgerError::KeyReused) }
     }
 
-    /// Drops what expired and adds `record`.
-    pub fn append(&mut self, record: Record, now: Timestamp) -> Result<(), LedgerError> {
+    /// Drops what expired and adds `record`, a certificate of `owner`; what an earlier owner held is taken back.
+    pub fn append(&mut self, owner: &Owner, record: Record, now: Timestamp) -> Result<(), LedgerError> {
+        if self.owner.as_ref().is_some_and(|before| before != owner) {
+            let all: Vec<_> = self.records.iter().map(|record| (record.serial, Reason::ServerDeleted)).collect();
+            self.revoke(&all, now);
+        }
         self.prune(now);
         if self.records.len() >= MAX_RECORDS {
             return Err(LedgerError::Full);
         }
+        self.owner = Some(owner.clone());
         self.records.push(record);
         self.sequence += 1;
         Ok(())
     }
 
-    /// Drops certificates that ended.
+    /// Marks certificates as taken back, where they are not yet; answers what changed.
+    pub fn revoke(&mut self, marks: &[(Serial, Reason)], now: Timestamp) -> Vec<Revoked> {
+        let mut done = vec![];
+        for record in &mut self.records {
+            let mark = marks.iter().find(|(serial, _)| *serial == record.serial);
+            if let (Some((serial, reason)), None) = (mark, record.revoked) {
+                record.revoked = Some((now, *reason));
+                done.push(Revoked { serial: *serial, at: now, reason: *reason });
+            }
+        }
+        self.sequence += u64::from(!done.is_empty());
+        done
+    }
+
+    /// Drops certificates that ended; a revoked one when the lists have said so once more.
     pub fn prune(&mut self, now: Timestamp) {
-        self.records.retain(|record| record.validity.not_after >= now);
+        self.records.retain(|record| record.listed_until() >= now);
+    }
+}
+
+impl Record {
+    /// Whether somebody may use it now.
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        self.revoked.is_none() && self.validity.not_after > now
+    }
+
+    /// Until when it stands in the ledger.
+    pub fn listed_until(&self) -> Timestamp {
+        let more = if self.revoked.is_some() { LISTED_AFTER_END } else { 0 };
+        shift(self.validity.not_after, more)
     }
 }
 
@@ -118,23 +201,43 @@ pub fn key_text(sha256: [u8; 32]) -> String {
 }
 
 fn line(record: &Record) -> String {
-    let Record { serial, pod_uid, key, issuer, validity, recorded } = record;
+    let Record { serial, holder, key, issuer, validity, recorded, revoked } = record;
     let (from, to) = (validity.not_before.as_second(), validity.not_after.as_second());
-    format!("{serial} {pod_uid} {key} {issuer} {from} {to} {} live\n", recorded.as_second())
+    let holder = match holder {
+        Holder::Pod(uid) => uid.clone(),
+        Holder::Secret(name) => format!("{SECRET}{name}"),
+    };
+    let state = match revoked {
+        None => "live".to_owned(),
+        Some((at, reason)) => format!("revoked@{}:{}", at.as_second(), reason.word()),
+    };
+    format!("{serial} {holder} {key} {issuer} {from} {to} {} {state}\n", recorded.as_second())
 }
 
 fn record(line: &str) -> Option<Record> {
-    let [serial, pod_uid, key, issuer, from, to, recorded, "live"] = line.split(' ').collect::<Vec<_>>()[..] else {
+    let [serial, holder, key, issuer, from, to, recorded, state] = line.split(' ').collect::<Vec<_>>()[..] else {
         return None;
     };
     let instant = |text: &str| Timestamp::from_second(text.parse().ok()?).ok();
+    let revoked = match state.strip_prefix("revoked@") {
+        None if state == "live" => None,
+        None => return None,
+        Some(rest) => {
+            let (at, reason) = rest.split_once(':')?;
+            Some((instant(at)?, Reason::parse(reason)?))
+        }
+    };
     Some(Record {
         serial: Serial::parse(serial)?,
-        pod_uid: pod_uid.to_owned(),
+        holder: match holder.strip_prefix(SECRET) {
+            Some(name) => Holder::Secret(name.to_owned()),
+            None => Holder::Pod(holder.to_owned()),
+        },
         key: key.to_owned(),
         issuer: issuer.to_owned(),
         validity: Validity { not_before: instant(from)?, not_after: instant(to)? },
         recorded: instant(recorded)?,
+        revoked,
     })
 }
 
@@ -146,22 +249,35 @@ mod tests {
         Timestamp::from_second(second).unwrap()
     }
 
+    fn pod(number: u8) -> Holder {
+        Holder::Pod(format!("pod-{number}"))
+    }
+
+    fn owner(uid: &str) -> Owner {
+        let id = SpiffeId::parse("spiffe://contoso.example/ns/sip/server/front-end").unwrap();
+        Owner { id, uid: uid.to_owned() }
+    }
+
     fn sample(number: u8, key: &str) -> Record {
         Record {
             serial: Serial::from_random([number; 16]),
-            pod_uid: "pod-1".into(),
+            holder: pod(1),
             key: key.into(),
             issuer: "aa".into(),
             validity: Validity { not_before: at(0), not_after: at(1000) },
             recorded: at(300),
+            revoked: None,
         }
     }
 
     #[test]
     fn a_ledger_reads_back_as_it_was_written() {
         let mut ledger = Ledger::default();
-        ledger.append(sample(1, "k1"), at(300)).unwrap();
-        ledger.append(sample(2, "k2"), at(300)).unwrap();
+        ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
+        ledger
+            .append(&owner("1"), Record { holder: Holder::Secret("key".into()), ..sample(2, "k2") }, at(300))
+            .unwrap();
+        ledger.revoke(&[(sample(1, "").serial, Reason::PodGone)], at(400));
         assert_eq!(Ledger::parse(&ledger.render()).unwrap(), ledger);
         assert_eq!(Ledger::parse(&BTreeMap::new()).unwrap(), Ledger::default());
     }
@@ -169,30 +285,66 @@ mod tests {
     #[test]
     fn a_retry_of_the_same_pod_and_key_is_answered_again_and_any_other_reuse_is_refused() {
         let mut ledger = Ledger::default();
-        ledger.append(sample(1, "k1"), at(300)).unwrap();
-        assert!(ledger.repeated("pod-1", "k1", at(600)).unwrap().is_some());
-        assert!(ledger.repeated("pod-1", "k2", at(600)).unwrap().is_none());
-        assert_eq!(ledger.repeated("pod-2", "k1", at(600)), Err(LedgerError::KeyReused));
-        assert_eq!(ledger.repeated("pod-1", "k1", at(601)), Err(LedgerError::KeyReused));
+        ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
+        assert!(ledger.repeated(&pod(1), "k1", at(600)).unwrap().is_some());
+        assert!(ledger.repeated(&pod(1), "k2", at(600)).unwrap().is_none());
+        assert_eq!(ledger.repeated(&pod(2), "k1", at(600)), Err(LedgerError::KeyReused));
+        assert_eq!(ledger.repeated(&pod(1), "k1", at(601)), Err(LedgerError::KeyReused));
+        ledger.revoke(&[(sample(1, "").serial, Reason::Suspended)], at(400));
+        assert_eq!(
+            ledger.repeated(&pod(1), "k1", at(600)),
+            Err(LedgerError::KeyReused),
+            "a revoked one is not signed again"
+        );
     }
 
     #[test]
     fn expired_records_leave_and_a_full_ledger_refuses() {
         let mut ledger = Ledger::default();
         for number in 0..MAX_RECORDS {
-            ledger.append(sample(1, &number.to_string()), at(300)).unwrap();
+            ledger.append(&owner("1"), sample(1, &number.to_string()), at(300)).unwrap();
         }
-        assert_eq!(ledger.append(sample(1, "one more"), at(300)), Err(LedgerError::Full));
-        ledger.append(sample(1, "later"), at(1001)).unwrap();
+        assert_eq!(ledger.append(&owner("1"), sample(1, "one more"), at(300)), Err(LedgerError::Full));
+        ledger.append(&owner("1"), sample(1, "later"), at(1001)).unwrap();
         assert_eq!(ledger.records().len(), 1);
     }
 
     #[test]
-    fn a_line_that_was_meddled_with_is_named() {
+    fn a_certificate_is_taken_back_once_and_stays_listed_past_its_end() {
         let mut ledger = Ledger::default();
-        ledger.append(sample(1, "k1"), at(300)).unwrap();
-        let mut data = ledger.render();
-        data.get_mut("records").unwrap().push_str("nonsense\n");
-        assert_eq!(Ledger::parse(&data), Err(LedgerError::Unreadable(2)));
+        ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
+        ledger.append(&owner("1"), sample(2, "k2"), at(300)).unwrap();
+        let one = sample(1, "").serial;
+        let marks = [(one, Reason::Suspended)];
+        assert_eq!(ledger.revoke(&marks, at(400)), [Revoked { serial: one, at: at(400), reason: Reason::Suspended }]);
+        let sequence = ledger.sequence();
+        assert_eq!(ledger.revoke(&[(one, Reason::PodGone)], at(500)), [], "the first reason stays");
+        assert_eq!(ledger.sequence(), sequence);
+        let live: Vec<bool> = ledger.records().iter().map(|record| record.is_live(at(500))).collect();
+        assert_eq!(live, [false, true]);
+        ledger.prune(at(1_001));
+        assert_eq!(ledger.records().len(), 1, "the revoked one is still listed");
+        ledger.prune(at(1_001 + LISTED_AFTER_END));
+        assert_eq!(ledger.records().len(), 0);
+    }
+
+    #[test]
+    fn a_server_that_is_created_anew_takes_back_what_the_one_before_held() {
+        let mut ledger = Ledger::default();
+        ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
+        ledger.append(&owner("2"), sample(2, "k2"), at(400)).unwrap();
+        let revoked: Vec<_> = ledger.records().iter().map(|record| record.revoked).collect();
+        assert_eq!(revoked, [Some((at(400), Reason::ServerDeleted)), None]);
+    }
+
+    #[test]
+    fn a_line_that_was_meddled_with_is_named() {
+        for line in ["nonsense\n", "\n", "40 pod k aa 0 1 2 revoked@x:suspended\n", "40 pod k aa 0 1 2 dead\n"] {
+            let mut ledger = Ledger::default();
+            ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
+            let mut data = ledger.render();
+            data.get_mut("records").unwrap().push_str(line);
+            assert_eq!(Ledger::parse(&data), Err(LedgerError::Unreadable(2)), "{line}");
+        }
     }
 }

@@ -3,9 +3,14 @@
 pub mod authority;
 pub mod bundle;
 pub mod control;
+pub mod crl;
 pub mod csr;
 pub mod ledger;
+pub mod register;
 pub mod renewal;
+pub mod revocation;
+pub mod rotation;
+mod templates;
 pub mod verify;
 
 use jiff::Timestamp;

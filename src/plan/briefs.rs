@@ -2,51 +2,139 @@
 
 use sha2::{Digest, Sha256};
 
+use super::{AuthorityFacts, withdrawals::Withdrawals};
 use crate::{
-    brief::{Brief, Cursor, Egress, INTERNAL, Port, Scope, Standing, VERSION},
-    identity::Identity,
+    brief::{Allow, Brief, Cursor, Egress, INTERNAL, OnPeerExpiry, Port, Revocation, Scope, Standing, VERSION},
+    identity::{Identity, SpiffeId},
     pki,
     topology::{Server, ServerPort, Topology, facts::PodFacts},
 };
 
+/// Sidecars spread the renewal that a new issuer asks for over at most so many seconds.
+const RENEW_WITHIN: u32 = 600;
+
+/// What the briefs of one server say of its domain's authorities.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trust {
+    scope: Scope,
+    issuer: String,
+    digest: String,
+}
+
+impl Trust {
+    /// Roots and issuers of `facts`, and what `withdrawals` tells the sidecars of `server`; of everybody without one.
+    pub fn of(
+        facts: Option<&AuthorityFacts>,
+        withdrawals: &Withdrawals,
+        topology: &Topology,
+        server: Option<&Server>,
+    ) -> Self {
+        let Some(facts) = facts else { return Self::default() };
+        let (mut serials, withdrawn) = withdrawals.told(topology, server);
+        let listed = facts.crl.issuers.iter().map(|issuer| {
+            let serials = serials.remove(issuer).unwrap_or_default();
+            (issuer.clone(), serials.iter().map(ToString::to_string).collect())
+        });
+        let revocation = Revocation {
+            number: facts.crl.number,
+            this_update: facts.crl.this_update,
+            next_update: facts.crl.next_update,
+            serials: listed.collect(),
+            withdrawn,
+        };
+        let scope = Scope {
+            id: INTERNAL.to_owned(),
+            anchors: facts.roots(),
+            issuers: facts.members.iter().map(|one| one.member.key_id.clone()).collect(),
+            revocation: Some(revocation),
+        };
+        let issuer = facts.active().map(|one| one.member.key_id.clone()).unwrap_or_default();
+        // A scope is made of strings, numbers and lists: serde_json has no reason to refuse it.
+        let digest = pki::sha256_hex(&serde_json::to_vec(&scope).unwrap_or_default());
+        Self { scope, issuer, digest }
+    }
+
+    /// Roots and revocations.
+    pub const fn scope(&self) -> &Scope {
+        &self.scope
+    }
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        let scope = Scope { id: INTERNAL.to_owned(), anchors: vec![], issuers: vec![], revocation: None };
+        Self { scope, issuer: String::new(), digest: String::new() }
+    }
+}
+
 /// The brief of `pod`, one of `server`'s, `at` a published revision.
-pub fn brief_of(topology: &Topology, server: &Server, pod: &PodFacts, anchors: &[String], at: Cursor) -> Brief {
-    let lifetime = topology.domain(&server.domain).map_or(86_400, |domain| domain.lifetime_seconds);
-    sealed(
-        Brief {
-            version: VERSION,
-            cursor: Cursor::default(),
-            identity: server.id.clone(),
-            standing: Standing::Active,
-            names: topology.names_of(server, pod).into_iter().collect(),
-            lifetime_seconds: lifetime,
-            ports: server.ports.iter().filter_map(port).collect(),
-            egress: Egress { unrestricted: server.unrestricted, networks: server.egress.clone() },
-            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors: anchors.to_vec() }],
-            drain_seconds: server.drain_seconds,
-        },
-        at,
-    )
+pub fn brief_of(topology: &Topology, server: &Server, pod: &PodFacts, trust: &Trust, at: Cursor) -> Brief {
+    sealed(plain(topology, server, pod, trust), trust, at)
+}
+
+/// Where a sidecar stands that has its brief in force: the cursor of `brief_of`, without making the whole.
+pub fn cursor_of(topology: &Topology, server: &Server, pod: &PodFacts, trust: &Trust, at: Cursor) -> Cursor {
+    Cursor { hash: hash(&plain(topology, server, pod, trust), trust), ..at }
+}
+
+/// A published server, less what was taken from it since: what narrows does not wait for the leader.
+pub fn narrowed(published: &Server, now: Option<&Server>) -> Server {
+    let Some(now) = now else { return Server { standing: Standing::Withdrawn, ..published.clone() } };
+    let mut server = Server { standing: now.standing, ..published.clone() };
+    for port in &mut server.ports {
+        let same = now.ports.iter().find(|one| one.name == port.name && one.port == port.port);
+        let Some(same) = same else {
+            port.allow = Allow::default();
+            continue;
+        };
+        port.allow.all_declared &= same.allow.all_declared;
+        let still = |id: &SpiffeId| {
+            same.allow.servers.contains(id) || (same.allow.all_declared && id.trust_domain() == now.id.trust_domain())
+        };
+        port.allow.servers.retain(still);
+    }
+    server
+}
+
+fn plain(topology: &Topology, server: &Server, pod: &PodFacts, trust: &Trust) -> Brief {
+    let domain = topology.domain(&server.domain);
+    let lifetime = domain.map_or(86_400, |domain| domain.lifetime_seconds);
+    Brief {
+        version: VERSION,
+        cursor: Cursor::default(),
+        identity: server.id.clone(),
+        standing: server.standing,
+        names: topology.names_of(server, pod).into_iter().collect(),
+        lifetime_seconds: lifetime,
+        issuer: trust.issuer.clone(),
+        renew_within_seconds: (lifetime / 10).min(RENEW_WITHIN),
+        on_peer_expiry: domain.map_or(OnPeerExpiry::Cut, |domain| domain.on_peer_expiry),
+        ports: server.ports.iter().filter_map(port).collect(),
+        egress: Egress { unrestricted: server.unrestricted, networks: server.egress.clone() },
+        scopes: vec![],
+        drain_seconds: server.drain_seconds,
+    }
 }
 
 /// The brief of a pod whose server is no longer declared: refuse everything, end what is open. It keeps the names and
 /// the anchors that the pod has, so that nothing is asked for anew and the pod can come back.
-pub fn withdrawn(identity: &Identity, anchors: &[String], at: Cursor) -> Brief {
-    sealed(
-        Brief {
-            version: VERSION,
-            cursor: Cursor::default(),
-            identity: identity.id.clone(),
-            standing: Standing::Withdrawn,
-            names: identity.dns_names.iter().cloned().collect(),
-            lifetime_seconds: 86_400,
-            ports: vec![],
-            egress: Egress::default(),
-            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors: anchors.to_vec() }],
-            drain_seconds: 0,
-        },
-        at,
-    )
+pub fn withdrawn(identity: &Identity, trust: &Trust, at: Cursor) -> Brief {
+    let brief = Brief {
+        version: VERSION,
+        cursor: Cursor::default(),
+        identity: identity.id.clone(),
+        standing: Standing::Withdrawn,
+        names: identity.dns_names.iter().cloned().collect(),
+        lifetime_seconds: 86_400,
+        issuer: String::new(),
+        renew_within_seconds: 0,
+        on_peer_expiry: OnPeerExpiry::Cut,
+        ports: vec![],
+        egress: Egress::default(),
+        scopes: vec![],
+        drain_seconds: 0,
+    };
+    sealed(brief, trust, at)
 }
 
 /// UDP ports travel with the pod's interception rules, not with the brief.
@@ -56,10 +144,16 @@ fn port(port: &ServerPort) -> Option<Port> {
     Some(Port { name, port: *port, target_port: *target_port, mode: (*mode)?, allow })
 }
 
-/// Gives the brief its cursor: the revision, and the hash of everything else.
-fn sealed(brief: Brief, at: Cursor) -> Brief {
+/// Gives the brief its scope and its cursor: the revision, and the hash of everything else.
+fn sealed(brief: Brief, trust: &Trust, at: Cursor) -> Brief {
+    let cursor = Cursor { hash: hash(&brief, trust), ..at };
+    Brief { cursor, scopes: vec![trust.scope.clone()], ..brief }
+}
+
+/// The scope counts by its digest: many sidecars share a long one.
+fn hash(brief: &Brief, trust: &Trust) -> String {
     // A brief is made of strings, numbers and lists: serde_json has no reason to refuse it.
-    let bytes = serde_json::to_vec(&brief).unwrap_or_default();
-    let hash = pki::hex(&Sha256::digest(bytes)[..16]);
-    Brief { cursor: Cursor { hash, ..at }, ..brief }
+    let mut bytes = serde_json::to_vec(brief).unwrap_or_default();
+    bytes.extend(trust.digest.as_bytes());
+    pki::hex(&Sha256::digest(bytes)[..16])
 }

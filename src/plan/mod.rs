@@ -3,25 +3,33 @@
 //! A plan that was applied and is planned again is empty. Steps are idempotent: a replica may die after any of them,
 //! and the next one goes on from what it sees.
 
+pub mod authorities;
 pub mod briefs;
+pub mod bundles;
 mod conditions;
+pub mod register;
 pub mod routes;
 pub mod sidecars;
+mod survey;
+pub mod withdrawals;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
+pub use authorities::{Coming, Lists};
 pub use conditions::bare_pods;
-pub use world::{AuthorityFacts, AuthoritySeen, LedgerSeen, ProxySeen, World};
+pub use world::{AuthorityFacts, AuthoritySeen, LedgerSeen, MemberFacts, ProxySeen, World};
 
 use crate::{
     api::{TrustDomain, TrustDomainStatus, TrustedServerStatus},
     brief::Cursor,
-    pki::{authority::Terms, bundle::Bundle},
-    topology::{Domain, Key, Problem, ServerKey, Topology},
+    pki::{authority::Serial, crl::Reason, rotation::Move},
+    topology::{Key, Problem, ServerKey, Topology},
 };
+use bundles::unbundled;
+use withdrawals::{Withdrawals, withdrawals};
 
 /// Seconds that a sidecar may be behind before a condition says so.
 pub const BEHIND_SECONDS: i64 = 5;
@@ -31,21 +39,57 @@ pub const BEHIND_SECONDS: i64 = 5;
 pub enum Step {
     /// Create the domain that the installation asks for.
     CreateDomain(Box<TrustDomain>),
-    /// Make the authority of a domain and keep it in a new Secret.
+    /// Keep the first authority of a domain in a new Secret, with its first revocation lists.
     CreateAuthority {
         /// Name of the domain.
         domain: String,
-        /// What it is made of.
-        terms: Terms,
+        /// Which.
+        coming: Coming,
+        /// What its lists say.
+        lists: Lists,
     },
-    /// Make the next issuing intermediate under the same root.
-    RenewIssuer {
+    /// Take the next authority of a domain in, so that everybody learns of it.
+    PrepareAuthority {
         /// Name of the domain.
         domain: String,
-        /// What it is made of.
-        terms: Terms,
-        /// Key identifier of the issuer that is replaced.
-        replaces: String,
+        /// Which.
+        coming: Coming,
+        /// What the lists say.
+        lists: Lists,
+    },
+    /// Move an authority on in its rotation.
+    MoveAuthority {
+        /// Name of the domain.
+        domain: String,
+        /// The move.
+        step: Move,
+        /// What the lists say.
+        lists: Lists,
+    },
+    /// Sign the revocation lists of a domain anew.
+    PublishLists {
+        /// Name of the domain.
+        domain: String,
+        /// What they say.
+        lists: Lists,
+    },
+    /// Write down that certificates are taken back.
+    Revoke {
+        /// Name of the ledger.
+        ledger: String,
+        /// Whose it is.
+        server: ServerKey,
+        /// Which certificates, and why.
+        marks: Vec<(Serial, Reason)>,
+    },
+    /// Keep a server's object until all that it held is taken back, or let it go.
+    Hold {
+        /// Which server.
+        key: ServerKey,
+        /// The resourceVersion that it was planned on.
+        version: Option<String>,
+        /// The finalizers that it has now.
+        finalizers: Vec<String>,
     },
     /// Write the trust bundle of a namespace.
     WriteBundle {
@@ -101,19 +145,67 @@ impl Plan {
     fn wake(&mut self, at: Timestamp) {
         self.wake_at = Some(self.wake_at.map_or(at, |before| before.min(at)));
     }
+
+    /// Pods that are gone are taken back when they have been so for a while.
+    fn wake_for_gone(&mut self, world: &World) {
+        for since in world.gone_since.values() {
+            self.wake(Timestamp::from_second(since.as_second() + withdrawals::GONE_SECONDS).unwrap_or(*since));
+        }
+    }
 }
 
 /// Plans what the leader does next.
 pub fn plan(topology: &Topology, problems: &[(Key, Problem)], world: &World, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
+    let mut taken = BTreeMap::new();
+    let mut surveys = survey::Survey::new();
     first_domain(world, &mut plan);
     for domain in topology.domains() {
-        authority(domain, world, now, &mut plan);
-        bundles(domain, world, &mut plan);
+        let withdrawals = withdrawals(topology, world, domain, now);
+        let survey = survey::survey(topology, world, domain, &withdrawals, now, &mut plan);
+        authorities::marks(&withdrawals, &mut plan);
+        authorities::authority(domain, world, &withdrawals, &survey, now, &mut plan);
+        bundles::write(domain, world, &mut plan);
+        surveys.extend(survey);
+        taken.insert(domain.name.clone(), withdrawals);
     }
+    holds(topology, world, &taken, &mut plan);
     leftovers(topology, world, now, &mut plan);
-    conditions::all(topology, problems, world, now, &mut plan);
+    if world.ledgers.values().any(|seen| seen.ledger.is_some()) {
+        plan.wake_for_gone(world);
+    }
+    conditions::all(topology, problems, world, &surveys, &taken, now, &mut plan);
     plan
+}
+
+/// A server's object stays until all that it held is taken back, written down and published.
+const FINALIZER: &str = "entente.dev/withdrawal";
+
+fn holds(topology: &Topology, world: &World, taken: &BTreeMap<String, Withdrawals>, plan: &mut Plan) {
+    for object in &world.declared.servers {
+        let key = conditions::key_of(object);
+        let meta = &object.metadata;
+        let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+        let held = finalizers.iter().any(|name| name == FINALIZER);
+        let changed = match &meta.deletion_timestamp {
+            None if !held && topology.server(&key).is_some() => {
+                finalizers.push(FINALIZER.to_owned());
+                true
+            }
+            Some(_) if held => {
+                let label = world.declared.namespaces.get(&key.namespace).cloned().flatten();
+                let domain = label.and_then(|name| topology.domain(&name));
+                let withdrawals = domain.and_then(|domain| taken.get(&domain.name));
+                let may_go = authorities::may_go(&key, world, domain, withdrawals);
+                finalizers.retain(|name| name != FINALIZER);
+                may_go
+            }
+            None | Some(_) => false,
+        };
+        if changed {
+            plan.steps.push(Step::Hold { key, version: meta.resource_version.clone(), finalizers });
+        }
+    }
 }
 
 /// Where briefs of a domain stand: the revision that was published of exactly what this topology holds.
@@ -125,11 +217,14 @@ pub fn published(topology: &Topology, world: &World, domain: &str) -> Option<Cur
     Some(Cursor { domain: object.metadata.uid.clone().unwrap_or_default(), revision, hash: String::new() })
 }
 
-/// The anchors of a domain, PEM; none while its authority is not sound.
-pub fn anchors(world: &World, domain: &str) -> Vec<String> {
+/// What is known of a domain's authorities; `None` while their Secret is not there, broken, or another one.
+pub fn usable<'a>(world: &'a World, domain: &str) -> Option<&'a AuthorityFacts> {
     match world.authorities.get(domain) {
-        Some(AuthoritySeen::Sound(facts)) => vec![facts.root_pem.clone()],
-        Some(AuthoritySeen::Broken(_)) | None => vec![],
+        Some(AuthoritySeen::Sound(facts)) => {
+            let signed = conditions::active_key(world, domain);
+            (!authorities::replaced(facts, signed)).then_some(facts)
+        }
+        Some(AuthoritySeen::Broken(_)) | None => None,
     }
 }
 
@@ -142,65 +237,6 @@ fn first_domain(world: &World, plan: &mut Plan) {
     });
     if !exists && !unreadable {
         plan.steps.push(Step::CreateDomain(Box::new(wanted.clone())));
-    }
-}
-
-fn authority(domain: &Domain, world: &World, now: Timestamp, plan: &mut Plan) {
-    let terms = || Terms {
-        trust_domain: domain.trust_domain.clone(),
-        permitted: domain.permitted().into_iter().collect(),
-        root_days: domain.root_days,
-        issuer_days: domain.issuer_days,
-    };
-    match world.authorities.get(&domain.name) {
-        // An authority that was there and is gone is never made again: its certificates would all be strangers.
-        None if conditions::active_key(world, &domain.name).is_none() => {
-            plan.steps.push(Step::CreateAuthority { domain: domain.name.clone(), terms: terms() });
-        }
-        None | Some(AuthoritySeen::Broken(_)) => {}
-        Some(AuthoritySeen::Sound(facts)) => {
-            let (start, end) = (facts.issuer.not_before.as_second(), facts.issuer.not_after.as_second());
-            let half = Timestamp::from_second(start + (end - start) / 2).unwrap_or(facts.issuer.not_after);
-            // Near the root's end a new issuer would live no longer than this one: that is for rotation.
-            let longer = facts.root.not_after > facts.issuer.not_after;
-            if facts.permitted != domain.permitted() || (now >= half && longer) {
-                let replaces = facts.key_id.clone();
-                plan.steps.push(Step::RenewIssuer { domain: domain.name.clone(), terms: terms(), replaces });
-            } else if longer {
-                plan.wake(half);
-            }
-        }
-    }
-}
-
-/// What ConfigMap `entente-trust-bundle` of a domain holds.
-pub fn bundle_data(roots: &[String]) -> BTreeMap<String, String> {
-    BTreeMap::from([("ca.crt".to_owned(), Bundle::of(roots.iter().map(String::as_str)).render())])
-}
-
-/// Whether the bundle of `namespace` holds `data`, or need not any more; further keys are not ours to judge.
-fn carries(world: &World, namespace: &str, data: &BTreeMap<String, String>) -> bool {
-    if world.ending_namespaces.contains(namespace) {
-        return true;
-    }
-    let held = world.bundles.get(namespace);
-    held.is_some_and(|held| data.iter().all(|(key, value)| held.get(key) == Some(value)))
-}
-
-fn bundles(domain: &Domain, world: &World, plan: &mut Plan) {
-    let roots = anchors(world, &domain.name);
-    if roots.is_empty() {
-        return;
-    }
-    let data = bundle_data(&roots);
-    for namespace in &domain.namespaces {
-        if !carries(world, namespace, &data) {
-            plan.steps.push(Step::WriteBundle {
-                namespace: namespace.clone(),
-                domain: domain.name.clone(),
-                data: data.clone(),
-            });
-        }
     }
 }
 
@@ -217,10 +253,11 @@ fn leftovers(topology: &Topology, world: &World, now: Timestamp, plan: &mut Plan
         if declared.contains(&ledger.server) {
             continue;
         }
-        if ledger.last < now {
+        let last = ledger.last();
+        if last < now {
             plan.steps.push(Step::DeleteLedger { name: name.clone() });
         } else {
-            plan.wake(ledger.last);
+            plan.wake(last);
         }
     }
 }

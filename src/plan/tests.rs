@@ -1,12 +1,18 @@
 //! Conditions, briefs and what they follow from; convergence is tested in `tests/integration/convergence.rs`.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use super::*;
+use super::{briefs::Trust, *};
 use crate::{
     api::TrustedServer,
-    identity::{DnsName, Identity},
-    pki::authority::Validity,
+    identity::{DnsName, Identity, SpiffeId},
+    pki::{
+        authority::Validity,
+        crl::Reason,
+        ledger::{Holder, Ledger, Owner, Record},
+        register::{Listed, Published, digest},
+        rotation::{Member, State},
+    },
     topology::{Declared, facts::PodFacts},
 };
 
@@ -52,13 +58,30 @@ fn revision(number: u64) -> Cursor {
 }
 
 fn authority() -> AuthoritySeen {
+    let validity = |end| Validity { not_before: at(0), not_after: at(end) };
+    let key_id = "aa".to_owned();
+    let member = Member { key_id: key_id.clone(), root_sha256: "bb".into(), state: State::Active, since: at(0) };
     AuthoritySeen::Sound(AuthorityFacts {
-        key_id: "aa".into(),
-        root_pem: "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n".into(),
-        root_sha256: "bb".into(),
-        root: Validity { not_before: at(0), not_after: at(10_000_000) },
-        issuer: Validity { not_before: at(0), not_after: at(1_000_000) },
-        permitted: ["contoso.example", "cluster.local", "svc"].map(|name| DnsName::parse(name).unwrap()).into(),
+        members: vec![MemberFacts {
+            member,
+            root_pem: "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n".into(),
+            root: validity(10_000_000),
+            issuer: validity(1_000_000),
+            permitted: ["contoso.example", "cluster.local", "svc"].map(|name| DnsName::parse(name).unwrap()).into(),
+            managed: true,
+            fingerprint: String::new(),
+        }],
+        removed: vec![],
+        rotated_at: at(0),
+        crl: Published {
+            number: 1,
+            this_update: -300,
+            next_update: 1_000_000,
+            issuers: vec![key_id],
+            digest: digest(&Listed::new()),
+            ..Published::default()
+        },
+        crl_pem: "".into(),
     })
 }
 
@@ -90,11 +113,52 @@ fn settle(world: &mut World, now: Timestamp) -> Plan {
                 }
                 Step::DomainStatus { status, .. } => world.declared.domains[0].status = Some(*status),
                 Step::WriteBundle { namespace, data, .. } => drop(world.bundles.insert(namespace, data)),
+                Step::Hold { key, finalizers, .. } => {
+                    let same = |one: &&mut TrustedServer| one.metadata.name.as_ref() == Some(&key.name);
+                    world.declared.servers.iter_mut().find(same).unwrap().metadata.finalizers = Some(finalizers);
+                }
+                Step::Revoke { ledger, marks, .. } => {
+                    let seen = world.ledgers.get_mut(&ledger).unwrap();
+                    let mut record = (**seen.ledger.as_ref().unwrap()).clone();
+                    record.revoke(&marks, now);
+                    seen.ledger = Some(Arc::new(record));
+                }
+                Step::PublishLists { lists, .. } => {
+                    let Some(AuthoritySeen::Sound(facts)) = world.authorities.get_mut("contoso") else {
+                        unreachable!()
+                    };
+                    facts.crl.number += 1;
+                    facts.crl.digest = digest(&lists.listed);
+                    facts.crl.entries = lists.listed.values().map(BTreeSet::len).sum();
+                    facts.crl.this_update = now.as_second() - 300;
+                }
                 other => unreachable!("{other:?}"),
             }
         }
     }
     unreachable!("the plan is never empty")
+}
+
+fn record(number: u8, pod: &str, end: i64) -> Record {
+    Record {
+        serial: Serial::from_random([number; 16]),
+        holder: Holder::Pod(pod.to_owned()),
+        key: number.to_string(),
+        issuer: "aa".into(),
+        validity: Validity { not_before: at(0), not_after: at(end) },
+        recorded: at(100),
+        revoked: None,
+    }
+}
+
+fn ledger(server: &ServerKey, records: &[Record]) -> LedgerSeen {
+    let id = SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), &server.namespace, &server.name).unwrap();
+    let owner = Owner { id, uid: format!("u-{}", server.name) };
+    let mut ledger = Ledger::default();
+    for record in records {
+        ledger.append(&owner, record.clone(), at(100)).unwrap();
+    }
+    LedgerSeen { server: server.clone(), ledger: Some(Arc::new(ledger)) }
 }
 
 fn condition(world: &World, name: &str, kind: &str) -> (String, String) {
@@ -113,12 +177,13 @@ fn follow(world: &mut World, app: &str, now: Timestamp) {
     let (topology, _) = Topology::resolve(&world.declared);
     let (server, pod) = topology.pod(&format!("pod-{app}")).unwrap();
     let revision = published(&topology, world, "contoso").unwrap();
-    let brief = briefs::brief_of(&topology, server, pod, &anchors(world, "contoso"), revision);
+    let brief = briefs::brief_of(&topology, server, pod, &trust(&topology, world), revision);
     let seen = ProxySeen {
         cursor: Some(brief.cursor),
         connected: true,
         leaf_not_before: Some(now),
         leaf_not_after: Some(at(now.as_second() + 1000)),
+        ..ProxySeen::default()
     };
     world.proxies.insert(pod.uid.clone(), seen);
 }
@@ -133,7 +198,7 @@ fn the_first_visit_says_that_nothing_is_known_yet() {
         _ => None,
     });
     let conditions = &first.unwrap().conditions;
-    assert_eq!(conditions.len(), 5);
+    assert_eq!(conditions.len(), 6);
     assert!(conditions.iter().all(|one| one.status == "Unknown" && one.observed_generation == Some(1)));
 }
 
@@ -207,30 +272,35 @@ fn the_revision_grows_with_declarations_only_and_briefs_wait_for_it() {
     assert_eq!(published(&topology, &world, "contoso"), Some(revision_of("d1", 2)));
 }
 
+fn trust(topology: &Topology, world: &World) -> Trust {
+    Trust::of(usable(world, "contoso"), &Withdrawals::default(), topology, None)
+}
+
 #[test]
 fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
     let ports = "[{name: a, port: 80, targetPort: 8080, allowFrom: [{server: {name: api}}]}, {name: u, port: 53, protocol: UDP, mode: Plaintext}]";
     let world = world(vec![server("web", ports), server("api", "[]")], vec![pod("web")]);
     let (topology, _) = Topology::resolve(&world.declared);
     let (web, pod) = topology.pod("pod-web").unwrap();
-    let brief = briefs::brief_of(&topology, web, pod, &["root".to_owned()], revision(7));
+    let brief = briefs::brief_of(&topology, web, pod, &trust(&topology, &world), revision(7));
     assert_eq!((brief.cursor.revision, brief.ports.len()), (7, 1), "UDP is no port of the proxy");
     let allowed: Vec<&str> = brief.ports[0].allow.servers.iter().map(|id| id.server()).collect();
     assert_eq!(allowed, ["api", "web"]);
-    assert_eq!(brief.anchors("internal"), ["root"]);
-    let later = briefs::brief_of(&topology, web, pod, &["root".to_owned()], revision(8));
+    assert_eq!(brief.scope("internal").unwrap().anchors.len(), 1);
+    let later = briefs::brief_of(&topology, web, pod, &trust(&topology, &world), revision(8));
     assert_eq!(later.cursor.hash, brief.cursor.hash, "the hash does not move with the revision");
     let identity = Identity {
         id: web.id.clone(),
         dns_names: web.names.clone(),
         pod_uid: Some(pod.uid.clone()),
         serial: vec![1],
+        issuer: None,
         not_before: at(0),
         not_after: at(9),
     };
-    let gone = briefs::withdrawn(&identity, &["root".to_owned()], revision(9));
+    let gone = briefs::withdrawn(&identity, &trust(&topology, &world), revision(9));
     assert!(gone.port(80).is_err() && gone.ports.is_empty());
-    assert_eq!(gone.anchors("internal"), ["root"], "it can be put in force like any other");
+    assert_eq!(gone.scope("internal").unwrap().anchors.len(), 1, "it can be put in force like any other");
 }
 
 #[test]
@@ -238,12 +308,17 @@ fn a_ledger_outlives_its_server_until_its_last_certificate_has_ended() {
     let mut world = world(vec![], vec![]);
     settle(&mut world, at(100));
     let server = ServerKey { namespace: "shop".into(), name: "gone".into() };
-    world.ledgers.insert("entente-ledger-1".into(), LedgerSeen { server, last: at(200) });
+    world.ledgers.insert("entente-ledger-1".into(), ledger(&server, &[record(1, "pod-gone", 200)]));
+    settle(&mut world, at(150));
     let steps = |world: &World, now| {
         let (topology, problems) = Topology::resolve(&world.declared);
-        plan(&topology, &problems, world, now)
+        plan(&topology, &problems, world, now).steps
     };
-    let waiting = steps(&world, at(150));
-    assert_eq!((waiting.steps.len(), waiting.wake_at), (0, Some(at(200))));
-    assert_eq!(steps(&world, at(201)).steps, [Step::DeleteLedger { name: "entente-ledger-1".into() }]);
+    assert_eq!(steps(&world, at(150)), []);
+    let record = world.ledgers["entente-ledger-1"].ledger.as_ref().unwrap().records()[0].clone();
+    assert_eq!(record.revoked, Some((at(150), Reason::ServerDeleted)));
+    let end = record.listed_until();
+    assert!(!steps(&world, end).contains(&Step::DeleteLedger { name: "entente-ledger-1".into() }));
+    let after = Timestamp::from_second(end.as_second() + 1).unwrap();
+    assert!(steps(&world, after).contains(&Step::DeleteLedger { name: "entente-ledger-1".into() }));
 }

@@ -1,14 +1,23 @@
 //! What was observed: the input of a plan.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
 use crate::{
     api::TrustDomain,
     brief::Cursor,
-    identity::DnsName,
-    pki::authority::{Authority, Validity},
+    identity::{DnsName, SpiffeId},
+    pki::{
+        authority::{Authority, Material, Validity},
+        bundle::Bundle,
+        ledger::Ledger,
+        register::{Loaded, Published, Register, Removed},
+        rotation::{Member, State},
+    },
     topology::{Declared, Key, ServerKey},
 };
 
@@ -27,12 +36,16 @@ pub struct World {
     pub authorities: BTreeMap<String, AuthoritySeen>,
     /// The data of ConfigMap `entente-trust-bundle`, by namespace; only those that carry our label.
     pub bundles: BTreeMap<String, BTreeMap<String, String>>,
+    /// The owners' own authorities, by the name of their Secret.
+    pub supplied: BTreeMap<String, Arc<Material>>,
     /// The ledgers, by name.
     pub ledgers: BTreeMap<String, LedgerSeen>,
     /// The sidecars that speak with any replica, by pod UID.
     pub proxies: BTreeMap<String, ProxySeen>,
     /// Since when a sidecar has been behind, by pod UID.
     pub behind_since: BTreeMap<String, Timestamp>,
+    /// Since when a pod that a ledger knows has been gone, by its UID.
+    pub gone_since: BTreeMap<String, Timestamp>,
 }
 
 /// An authority's Secret.
@@ -44,34 +57,69 @@ pub enum AuthoritySeen {
     Broken(String),
 }
 
-/// What there is to say of an authority.
+/// What there is to say of a domain's authorities.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthorityFacts {
-    /// Key identifier of the issuer.
-    pub key_id: String,
+    /// All of them, oldest first.
+    pub members: Vec<MemberFacts>,
+    /// What was removed last.
+    pub removed: Vec<Removed>,
+    /// When the last rotation began.
+    pub rotated_at: Timestamp,
+    /// The published revocation lists.
+    pub crl: Published,
+    /// The lists themselves, PEM.
+    pub crl_pem: Arc<str>,
+}
+
+/// What there is to say of one authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberFacts {
+    /// Its place in the rotation.
+    pub member: Member,
     /// The root, PEM.
     pub root_pem: String,
-    /// Its SHA-256.
-    pub root_sha256: String,
     /// The root's validity.
     pub root: Validity,
     /// The issuer's validity.
     pub issuer: Validity,
-    /// Names that the issuer may vouch for.
+    /// Names that the issuer may vouch for; none = it is not constrained.
     pub permitted: BTreeSet<DnsName>,
+    /// Whether the operator made it.
+    pub managed: bool,
+    /// Tells its material from another for the same key.
+    pub fingerprint: String,
 }
 
 impl AuthorityFacts {
-    /// The facts of a loaded authority.
-    pub fn of(authority: &Authority) -> Self {
-        Self {
-            key_id: authority.key_id().to_owned(),
+    /// The facts of a register whose authorities are loaded.
+    pub fn of(register: &Register, loaded: &Loaded) -> Self {
+        let one = |(member, authority): &(Member, Arc<Authority>)| MemberFacts {
+            member: member.clone(),
             root_pem: authority.root_pem().to_owned(),
-            root_sha256: authority.root_sha256(),
             root: authority.root_validity(),
             issuer: authority.issuer_validity(),
             permitted: authority.permitted().clone(),
+            managed: authority.holds_root_key(),
+            fingerprint: register.fingerprint(&member.key_id).unwrap_or_default(),
+        };
+        Self {
+            members: loaded.members.iter().map(one).collect(),
+            removed: register.removed().to_vec(),
+            rotated_at: Timestamp::from_second(register.rotated_at()).unwrap_or(Timestamp::UNIX_EPOCH),
+            crl: register.published().clone(),
+            crl_pem: register.crl_pem().into(),
         }
+    }
+
+    /// The authority that signs.
+    pub fn active(&self) -> Option<&MemberFacts> {
+        self.members.iter().find(|one| one.member.state == State::Active)
+    }
+
+    /// The distinct roots, PEM.
+    pub fn roots(&self) -> Vec<String> {
+        Bundle::of(self.members.iter().map(|one| one.root_pem.as_str())).roots()
     }
 }
 
@@ -80,8 +128,16 @@ impl AuthorityFacts {
 pub struct LedgerSeen {
     /// Whose it is.
     pub server: ServerKey,
-    /// End of the last certificate in it.
-    pub last: Timestamp,
+    /// What it says; `None` = it cannot be read.
+    pub ledger: Option<Arc<Ledger>>,
+}
+
+impl LedgerSeen {
+    /// Until when something in it counts.
+    pub fn last(&self) -> Timestamp {
+        let records = self.ledger.iter().flat_map(|ledger| ledger.records());
+        records.map(|record| record.listed_until()).max().unwrap_or(Timestamp::UNIX_EPOCH)
+    }
 }
 
 /// A sidecar as the replicas see it.
@@ -95,4 +151,6 @@ pub struct ProxySeen {
     pub leaf_not_before: Option<Timestamp>,
     /// End of it.
     pub leaf_not_after: Option<Timestamp>,
+    /// Open connections that it cut because of a revocation, since its start, by the identity that lost them.
+    pub cut: BTreeMap<SpiffeId, u64>,
 }

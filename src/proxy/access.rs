@@ -122,14 +122,20 @@ impl Refusals {
     /// Takes what is to be reported, at most so many kinds; the others wait for the next report.
     pub(super) fn take(&self, at_most: usize) -> Vec<RefusedConnections> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry =
-            |((direction, reason, peer, port), count)| RefusedConnections { direction, reason, peer, port, count };
+        let entry = |((direction, reason, peer, port), count)| RefusedConnections {
+            direction,
+            reason,
+            peer,
+            port,
+            cut: false,
+            count,
+        };
         std::iter::from_fn(|| counts.pop_first()).take(at_most).map(entry).collect()
     }
 
     /// Takes back a report that nobody answered.
     pub(super) fn put_back(&self, refusals: Vec<RefusedConnections>) {
-        for RefusedConnections { direction, reason, peer, port, count } in refusals {
+        for RefusedConnections { direction, reason, peer, port, cut: _, count } in refusals {
             self.add((direction, reason, peer, port), count);
         }
     }

@@ -244,7 +244,7 @@ mod tests {
         let material = authority::create(&terms, keys, serials, now).unwrap();
         let id = SpiffeId::new(&domain, "sip", "fe").unwrap();
         let dns_names = BTreeSet::from([id.topology_name().unwrap()]);
-        let names = csr::Names { id, dns_names, pod_uid: "uid".to_owned() };
+        let names = csr::Names { id, dns_names, pod_uid: Some("uid".to_owned()) };
         let request = csr::Csr::parse(&csr::request(&candidate.key).unwrap()).unwrap();
         let authority = Authority::load(&material, now).unwrap();
         let validity = authority.leaf_validity(lifetime, skew, now).unwrap();

@@ -16,7 +16,10 @@ use super::{
 use crate::{
     brief::{Brief, Cursor, INTERNAL, Mode, VERSION},
     identity::SpiffeId,
-    pki::verify::{self, AnchorError, Anchors, Role},
+    pki::{
+        revocation::{View, ViewError},
+        verify::{self, AnchorError, Anchors, Role},
+    },
     refusal::{HandshakeDetail, ReadyDetail, Refusal},
 };
 
@@ -53,6 +56,9 @@ pub(super) enum GenerationError {
     /// Roots that cannot be used.
     #[error("unusable roots")]
     Anchors(#[from] AnchorError),
+    /// Revocations that cannot be read.
+    #[error("unusable revocations")]
+    Revocations(#[from] ViewError),
     /// A brief without roots would refuse everybody.
     #[error("the brief has no roots for our own trust domain")]
     NoAnchors,
@@ -88,12 +94,14 @@ impl Generation {
             });
         }
         check_ports(&brief)?;
-        let anchors = Anchors::parse(brief.anchors(INTERNAL))?;
+        let scope = brief.scope(INTERNAL).ok_or(GenerationError::NoAnchors)?;
+        let anchors = Anchors::parse(&scope.anchors)?;
         if anchors.is_empty() {
             return Err(GenerationError::NoAnchors);
         }
         check_own_chain(&leaf, &anchors, now)?;
-        let judge = Arc::new(Judge { brief, anchors });
+        let view = View::of(scope)?;
+        let judge = Arc::new(Judge { brief, anchors, view });
         let mut servers = HashMap::new();
         for port in &judge.brief.ports {
             let config = match port.mode {

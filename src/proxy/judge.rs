@@ -6,7 +6,10 @@ use rustls_pki_types::CertificateDer;
 use crate::{
     brief::Brief,
     identity::SpiffeId,
-    pki::verify::{self, Anchors, Role, Verdict},
+    pki::{
+        revocation::View,
+        verify::{self, Anchors, Role, Verdict},
+    },
     refusal::Refusal,
 };
 
@@ -25,20 +28,23 @@ impl From<Refusal> for Refused {
     }
 }
 
-/// What judges peers: the brief, and the anchors of its one scope.
+/// What judges peers: the brief, and anchors and revocations of its one scope.
 #[derive(Debug)]
 pub(super) struct Judge {
     /// The brief in force.
     pub(super) brief: Brief,
     /// Who may vouch for peers.
     pub(super) anchors: Anchors,
+    /// What they have taken back.
+    pub(super) view: View,
 }
 
 impl Judge {
     /// Judges whoever dialled `port`: the chain, the identity, the edge.
     pub(super) fn caller(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Verdict, Refused> {
         let verdict = verify::verdict(chain, Role::Client, &self.anchors, now)?;
-        match self.brief.admit(&verdict.identity, port) {
+        let admitted = self.view.judge(&verdict.identity, now).and_then(|()| self.brief.admit(&verdict.identity, port));
+        match admitted {
             Ok(_) => Ok(verdict),
             Err(reason) => Err(Refused { reason, proven: Some(verdict.identity.id) }),
         }
@@ -52,7 +58,8 @@ impl Judge {
         now: Timestamp,
     ) -> Result<Verdict, Refused> {
         let verdict = verify::verdict(chain, Role::Server, &self.anchors, now)?;
-        match verify::expect_server(&verdict.identity, expected) {
+        let expected = verify::expect_server(&verdict.identity, expected);
+        match expected.and_then(|()| self.view.judge(&verdict.identity, now)) {
             Ok(()) => Ok(verdict),
             Err(reason) => Err(Refused { reason, proven: Some(verdict.identity.id) }),
         }

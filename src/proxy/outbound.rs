@@ -17,7 +17,7 @@ use super::{
 use crate::{
     brief::{Direction, Mode, Route},
     identity::SpiffeId,
-    refusal::{Refusal, ServerDetail},
+    refusal::{AlertDetail, Refusal, ServerDetail},
     telemetry,
 };
 
@@ -104,7 +104,7 @@ async fn mutual(
         record.presented = refused.proven.map(|proven| proven.to_string());
         match refused.reason {
             // It hung up on us in the middle of the handshake.
-            Refusal::Truncated => Refusal::PeerRefused,
+            Refusal::Truncated => Refusal::PeerRefused(AlertDetail::Other),
             other => other,
         }
     })?;

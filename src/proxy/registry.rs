@@ -13,9 +13,9 @@ use tokio::sync::oneshot;
 
 use super::routes::Table;
 use crate::{
-    brief::{Brief, Direction, Mode, Standing},
+    brief::{Brief, Direction, Mode},
     identity::{Identity, SpiffeId},
-    refusal::{ReadyDetail, Refusal, ServerDetail},
+    refusal::{Refusal, ServerDetail},
 };
 
 /// What an open connection rests on.
@@ -67,9 +67,7 @@ impl Basis {
 /// An address that left the table is no reason to cut: pods end gracefully, and the callee's own proxy cuts where
 /// trust was withdrawn.
 pub(super) fn still_admitted(basis: &Basis, brief: &Brief, routes: &Table) -> Result<(), Refusal> {
-    if brief.standing == Standing::Withdrawn {
-        return Err(Refusal::NotReady(ReadyDetail::Withdrawn));
-    }
+    brief.stands()?;
     match basis {
         Basis::Caller { identity, port } => match brief.admit(identity, *port)?.mode {
             Mode::MutualTls => Ok(()),
@@ -174,7 +172,12 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
-    use crate::brief::{Allow, Cursor, Egress, EgressNetwork, Port, Route, RouteCursor, RouteDelta, VERSION};
+    use crate::{
+        brief::{
+            Allow, Cursor, Egress, EgressNetwork, OnPeerExpiry, Port, Route, RouteCursor, RouteDelta, Standing, VERSION,
+        },
+        refusal::ReadyDetail,
+    };
 
     fn id(server: &str) -> SpiffeId {
         SpiffeId::parse(&format!("spiffe://contoso.example/ns/sip/server/{server}")).unwrap()
@@ -186,6 +189,7 @@ mod tests {
             dns_names: BTreeSet::new(),
             pod_uid: None,
             serial: vec![],
+            issuer: None,
             not_before: Timestamp::UNIX_EPOCH,
             not_after: Timestamp::UNIX_EPOCH,
         };
@@ -215,6 +219,9 @@ mod tests {
             standing: Standing::Active,
             names: vec![],
             lifetime_seconds: 3600,
+            issuer: String::new(),
+            renew_within_seconds: 0,
+            on_peer_expiry: OnPeerExpiry::default(),
             ports: vec![port(1, Mode::MutualTls, vec![id("friend")]), port(2, Mode::ServerTls, vec![])],
             egress: Egress {
                 unrestricted: false,

@@ -190,6 +190,7 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
         after: generation.map(|generation| generation.cursor().clone()),
         routes: shared.routes.cursor(),
         keep: shared.routes.keep(),
+        pods: vec![],
         ask: shared.routes.ask(),
         report: Report {
             refusals: shared.refusals.take(REPORTED),

@@ -38,7 +38,7 @@ use crate::{
     brief::ALPN,
     identity::SpiffeId,
     pki::verify::Verdict,
-    refusal::{ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
+    refusal::{AlertDetail, ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
     telemetry,
 };
 
@@ -197,11 +197,22 @@ pub(super) fn reason(error: &io::Error) -> Refusal {
         Some(Error::PeerIncompatible(_) | Error::AlertReceived(AlertDescription::ProtocolVersion)) => {
             Refusal::HandshakeFailed(HandshakeDetail::Version)
         }
-        Some(Error::AlertReceived(_)) => Refusal::PeerRefused,
+        Some(Error::AlertReceived(alert)) => Refusal::PeerRefused(alert_detail(*alert)),
         Some(Error::InvalidMessage(InvalidMessage::InvalidContentType)) => Refusal::NotTls,
         Some(Error::InvalidCertificate(_)) => Refusal::BadChain(ChainDetail::Signature),
         Some(_) => Refusal::HandshakeFailed(HandshakeDetail::Malformed),
         // The transport ended. What that means depends on the role, which the caller knows.
         None => Refusal::Truncated,
+    }
+}
+
+/// What a peer's alert says of our certificate.
+const fn alert_detail(alert: AlertDescription) -> AlertDetail {
+    match alert {
+        AlertDescription::CertificateRevoked => AlertDetail::Revoked,
+        AlertDescription::CertificateExpired => AlertDetail::Expired,
+        AlertDescription::UnknownCA => AlertDetail::UnknownCa,
+        AlertDescription::AccessDenied => AlertDetail::AccessDenied,
+        _ => AlertDetail::Other,
     }
 }

@@ -22,9 +22,10 @@ pub use problem::Problem;
 pub use selector::Selector;
 
 use crate::{
-    api::{ProxyResources, TrustDomain, TrustedServer},
-    brief::{Allow, EgressNetwork, Mode},
+    api::{ProxyResources, RotationSpec, TrustDomain, TrustedServer},
+    brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, Standing},
     identity::{DnsName, SpiffeId},
+    pki::authority::Serial,
 };
 use facts::{PodFacts, ServiceFacts};
 
@@ -77,7 +78,7 @@ pub struct Declared {
 }
 
 /// What the declarations mean.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Topology {
     domains: BTreeMap<String, Domain>,
     servers: BTreeMap<ServerKey, Server>,
@@ -88,7 +89,7 @@ pub struct Topology {
 }
 
 /// A trust domain.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Domain {
     /// Name of the `TrustDomain`.
     pub name: String,
@@ -108,6 +109,14 @@ pub struct Domain {
     pub root_days: u32,
     /// Days that an issuer lives.
     pub issuer_days: u32,
+    /// Name of the Secret with the owner's own authority; `None` = the operator makes it.
+    pub secret_ref: Option<String>,
+    /// How authorities follow one another.
+    pub rotation: RotationSpec,
+    /// Serials that are known to be in the wrong hands.
+    pub revoked_serials: BTreeSet<Serial>,
+    /// What becomes of open connections when the peer's certificate ends.
+    pub on_peer_expiry: OnPeerExpiry,
     /// Digest over UID and generation of the domain and its servers.
     pub digest: String,
 }
@@ -134,6 +143,14 @@ pub struct Server {
     pub domain: String,
     /// Its identity.
     pub id: SpiffeId,
+    /// Whether it is suspended.
+    pub standing: Standing,
+    /// Certificates issued earlier are taken back.
+    pub revoke_issued_before: Option<Timestamp>,
+    /// The Secret that its software takes key and certificate from, instead of a sidecar.
+    pub secret_name: Option<String>,
+    /// The Secret with the certificate that its ServerTLS ports show.
+    pub server_secret_name: Option<String>,
     /// Its pods.
     pub selector: Selector,
     /// The ServiceAccount that they must run under.
@@ -173,6 +190,9 @@ pub enum Unattested {
     /// No server selects it.
     #[error("no TrustedServer selects pod {0}: its labels must match the selector of one in its namespace")]
     NoMatchingServer(String),
+    /// Its server is suspended.
+    #[error("TrustedServer {0} is suspended: its pods get no certificate until spec.state is Active")]
+    ServerSuspended(ServerKey),
     /// The pod runs under another ServiceAccount than declared.
     #[error("pod {pod} runs under ServiceAccount {found}, but TrustedServer {server} wants {wanted}")]
     ServiceAccountMismatch {
@@ -192,6 +212,7 @@ impl Unattested {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::NoMatchingServer(_) => "NoMatchingServer",
+            Self::ServerSuspended(_) => "ServerSuspended",
             Self::ServiceAccountMismatch { .. } => "ServiceAccountMismatch",
         }
     }
@@ -240,6 +261,9 @@ impl Topology {
         let Some(server) = self.selecting(&pod.namespace, &pod.labels) else {
             return Err(Unattested::NoMatchingServer(name));
         };
+        if server.standing != Standing::Active {
+            return Err(Unattested::ServerSuspended(server.key.clone()));
+        }
         if server.service_account == pod.service_account {
             return Ok(server);
         }

@@ -12,10 +12,13 @@ use super::{
     selector::service_selects,
 };
 use crate::{
-    api::{DefaultPeers, EgressRule, OutboundPolicy, PortMode, PortSpec, Protocol, TrustDomain, TrustedServer},
-    brief::{Allow, EgressNetwork, Mode},
+    api::{
+        DefaultPeers, EgressRule, OutboundPolicy, PeerExpiry, PortMode, PortSpec, Protocol, ServerState, TrustDomain,
+        TrustedServer,
+    },
+    brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, Standing},
     identity::{DnsName, SpiffeId},
-    pki,
+    pki::{self, authority::Serial},
 };
 
 /// Pods named in one message, at most.
@@ -64,7 +67,7 @@ fn domain(object: &TrustDomain, name: &str, declared: &Declared) -> Result<Domai
         let consented = spec.namespaces.as_ref().is_none_or(|listed| listed.contains(namespace));
         label.as_deref() == Some(name) && consented
     });
-    let managed = &spec.authority.managed;
+    let managed = spec.authority.managed.clone().unwrap_or_default();
     Ok(Domain {
         name: name.to_owned(),
         trust_domain: parse(&spec.spiffe_trust_domain)?,
@@ -75,13 +78,30 @@ fn domain(object: &TrustDomain, name: &str, declared: &Declared) -> Result<Domai
         skew_seconds: positive(spec.leaf.clock_skew_seconds),
         root_days: positive(managed.root_lifetime_days).max(1),
         issuer_days: positive(managed.issuer_lifetime_days).max(1),
+        secret_ref: spec.authority.secret_ref.as_ref().map(|secret| secret.name.clone()),
+        rotation: spec.rotation.clone(),
+        revoked_serials: spec.revocation.serials.iter().filter_map(|text| serial(text)).collect(),
+        on_peer_expiry: match spec.revocation.on_peer_expiry {
+            PeerExpiry::Reprove => OnPeerExpiry::Reprove,
+            PeerExpiry::Cut => OnPeerExpiry::Cut,
+            PeerExpiry::Keep => OnPeerExpiry::Keep,
+        },
         digest: String::new(),
     })
 }
 
+/// A serial as people write it: either case, with or without colons and leading zeros. One that none of our
+/// certificates can have names nothing.
+fn serial(text: &str) -> Option<Serial> {
+    let bare: String = text.chars().filter(|character| *character != ':').collect();
+    Serial::parse(&format!("{:0>32}", bare.trim_start_matches('0').to_ascii_lowercase()))
+}
+
 /// Adds every server that has a domain, oldest first, and answers them in that order.
 fn servers<'a>(declared: &'a Declared, topology: &mut Topology, problems: &mut Problems) -> Vec<&'a TrustedServer> {
-    let mut sorted: Vec<&TrustedServer> = declared.servers.iter().collect();
+    // One that is being deleted is no longer declared, whatever still holds its object.
+    let here = declared.servers.iter().filter(|server| server.metadata.deletion_timestamp.is_none());
+    let mut sorted: Vec<&TrustedServer> = here.collect();
     sorted.sort_by_key(|server| seniority(server));
     let mut claimed = BTreeMap::<DnsName, ServerKey>::new();
     sorted.retain(|object| {
@@ -140,6 +160,13 @@ fn server(
         created: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         domain: domain.name.clone(),
         id,
+        standing: match spec.state {
+            ServerState::Active => Standing::Active,
+            ServerState::Suspended => Standing::Suspended,
+        },
+        revoke_issued_before: spec.revoke_issued_before.as_ref().map(|time| time.0),
+        secret_name: Some(spec.certificate.secret_name.clone()).filter(|name| !name.is_empty()),
+        server_secret_name: Some(spec.certificate.server_secret_name.clone()).filter(|name| !name.is_empty()),
         selector,
         service_account: spec.service_account_name.clone(),
         names,

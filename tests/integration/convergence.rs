@@ -3,22 +3,35 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::Mutex,
+    sync::{Arc, Mutex},
 };
 
 use entente::{
     api::{TrustDomain, TrustedServer},
     controller::{
+        Memory,
         apply::{ApplyError, Cluster},
         round,
     },
-    identity::DnsName,
-    pki::authority::{self, Authority, Material, Serial},
-    plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, ProxySeen, Step, World, anchors, briefs, published},
+    identity::{DnsName, SpiffeId},
+    pki::{
+        authority::{Authority, Serial, Validity},
+        ledger::{Holder, Ledger, Owner, Record},
+        register::Register,
+    },
+    plan::{
+        AuthorityFacts, AuthoritySeen, LedgerSeen, ProxySeen, Step, World,
+        briefs::{self, Trust},
+        published,
+        register::{self, Fresh},
+        usable,
+        withdrawals::withdrawals,
+    },
     topology::{Key, ServerKey, Topology, facts::PodFacts},
 };
 use futures::executor::block_on;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use rcgen::KeyPair;
 
 /// SplitMix64: a seed is a history.
@@ -46,7 +59,7 @@ impl Dice {
 #[derive(Clone, Default)]
 struct Held {
     world: World,
-    materials: BTreeMap<String, Material>,
+    registers: BTreeMap<String, Register>,
     version: u64,
 }
 
@@ -96,11 +109,11 @@ impl Map {
     }
 
     fn seen(&self, held: &Held) -> World {
-        let load = |material: &Material| match Authority::load(material, self.now()) {
-            Ok(authority) => AuthoritySeen::Sound(AuthorityFacts::of(&authority)),
+        let load = |register: &Register| match register.load(self.now()) {
+            Ok(loaded) => AuthoritySeen::Sound(AuthorityFacts::of(register, &loaded)),
             Err(error) => AuthoritySeen::Broken(error.to_string()),
         };
-        let authorities = held.materials.iter().map(|(domain, material)| (domain.clone(), load(material)));
+        let authorities = held.registers.iter().map(|(domain, register)| (domain.clone(), load(register)));
         World { authorities: authorities.collect(), ..held.world.clone() }
     }
 
@@ -119,25 +132,31 @@ impl Map {
                 domain.metadata.resource_version = Some(version);
                 held.world.declared.domains.push(domain);
             }
-            Step::CreateAuthority { domain, terms } => {
-                if held.materials.contains_key(domain) {
+            Step::CreateAuthority { domain, .. }
+            | Step::PrepareAuthority { domain, .. }
+            | Step::MoveAuthority { domain, .. }
+            | Step::PublishLists { domain, .. } => self.write_register(held, domain, step)?,
+            Step::Revoke { ledger, marks, .. } => {
+                let seen = held.world.ledgers.get_mut(ledger).ok_or(ApplyError::Conflict)?;
+                let mut record = (**seen.ledger.as_ref().unwrap()).clone();
+                if record.revoke(marks, self.now()).is_empty() {
                     return Err(ApplyError::Conflict);
                 }
-                let keys = [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()];
-                let made =
-                    authority::create(terms, keys, [serial(held.version, 1), serial(held.version, 2)], self.now())?;
-                let root = made.root_certificate.clone();
-                self.roots.lock().unwrap().entry(domain.clone()).or_default().insert(root);
-                held.materials.insert(domain.clone(), made);
+                seen.ledger = Some(Arc::new(record));
             }
-            Step::RenewIssuer { domain, terms, replaces } => {
-                let Some(old) = held.materials.get(domain) else { return Err(ApplyError::Conflict) };
-                if Authority::load(old, self.now())?.key_id() != replaces {
+            Step::Hold { key, version: planned, finalizers } => {
+                let servers = &mut held.world.declared.servers;
+                let index = servers.iter().position(|one| key_of(one) == *key).ok_or(ApplyError::Conflict)?;
+                let meta = &mut servers[index].metadata;
+                if meta.resource_version != *planned {
                     return Err(ApplyError::Conflict);
                 }
-                let key = KeyPair::generate().unwrap();
-                let next = authority::renew_issuer(old, terms, &key, serial(held.version, 3), self.now())?;
-                held.materials.insert(domain.clone(), next);
+                if finalizers.is_empty() && meta.deletion_timestamp.is_some() {
+                    servers.remove(index);
+                } else {
+                    meta.finalizers = Some(finalizers.clone());
+                    meta.resource_version = Some(version);
+                }
             }
             Step::WriteBundle { namespace, domain: _, data } => {
                 held.world.bundles.insert(namespace.clone(), data.clone());
@@ -165,6 +184,28 @@ impl Map {
                 server.metadata.resource_version = Some(version);
             }
         }
+        Ok(())
+    }
+}
+
+impl Map {
+    fn write_register(&self, held: &mut Held, domain: &str, step: &Step) -> Result<(), ApplyError> {
+        let version = held.version;
+        let fresh = Fresh {
+            keys: [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()],
+            serials: [serial(version, 1), serial(version, 2)],
+        };
+        let before = held.registers.get(domain).cloned();
+        let number = before.as_ref().map_or(0, |register| register.published().number);
+        let after = register::after(step, before, fresh, self.now())
+            .map_err(|error| ApplyError::Register(error.to_string()))?;
+        let after = after.ok_or(ApplyError::Conflict)?;
+        assert!(after.published().number > number, "numbers of lists strictly increase");
+        if let Step::CreateAuthority { .. } = step {
+            let root = after.active().unwrap().root_certificate.clone();
+            self.roots.lock().unwrap().entry(domain.to_owned()).or_default().insert(root);
+        }
+        held.registers.insert(domain.to_owned(), after);
         Ok(())
     }
 }
@@ -238,6 +279,26 @@ fn pod(namespace: &str, app: &str, number: u64) -> PodFacts {
     }
 }
 
+/// The ledger of a server whose one pod holds a certificate for another minute and a half.
+fn ledger(server: &TrustedServer, now: Timestamp) -> Ledger {
+    let key = key_of(server);
+    let id = SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), &key.namespace, &key.name).unwrap();
+    let uid = server.metadata.uid.clone().unwrap();
+    let end = Timestamp::from_second(now.as_second() + 90).unwrap();
+    let record = Record {
+        serial: serial(uid[1..].parse().unwrap(), 9),
+        holder: Holder::Pod(format!("pod-of-{uid}")),
+        key: uid.clone(),
+        issuer: "aa".to_owned(),
+        validity: Validity { not_before: now, not_after: end },
+        recorded: now,
+        revoked: None,
+    };
+    let mut ledger = Ledger::default();
+    ledger.append(&Owner { id, uid }, record, now).unwrap();
+    ledger
+}
+
 /// One random edit by users and by Kubernetes itself.
 fn life(map: &Map) {
     let (kind, place, number) = {
@@ -255,17 +316,21 @@ fn life(map: &Map) {
             2 | 3 => {
                 let new = server(&namespace, &name, now, version);
                 if !declared.servers.iter().any(|one| key_of(one) == key_of(&new)) {
-                    held.world.ledgers.insert(
-                        format!("ledger-{namespace}-{name}"),
-                        LedgerSeen {
-                            server: key_of(&new),
-                            last: Timestamp::from_second(now.as_second() + 90).unwrap(),
-                        },
-                    );
+                    let seen = LedgerSeen { server: key_of(&new), ledger: Some(Arc::new(ledger(&new, now))) };
+                    held.world.ledgers.insert(format!("ledger-{namespace}-{name}"), seen);
                     declared.servers.push(new);
                 }
             }
-            4 => declared.servers.retain(|one| one.metadata.namespace.as_deref() != Some(&namespace)),
+            4 => {
+                let in_place = |one: &TrustedServer| one.metadata.namespace.as_deref() == Some(&namespace);
+                declared.servers.retain(|one| {
+                    !in_place(one) || one.metadata.finalizers.as_ref().is_some_and(|held| !held.is_empty())
+                });
+                for one in declared.servers.iter_mut().filter(|one| in_place(one)) {
+                    one.metadata.deletion_timestamp = Some(Time(now));
+                    one.metadata.resource_version = Some(version.to_string());
+                }
+            }
             5 | 6 => declared.pods.push(pod(&namespace, &name, version)),
             7 => declared.pods.truncate(number as usize),
             _ => {
@@ -289,14 +354,16 @@ fn sidecars_follow(map: &Map) {
             .filter_map(|(key, pod)| {
                 let server = topology.server(key)?;
                 let revision = published(&topology, &world, &server.domain)?;
-                let roots = anchors(&world, &server.domain);
-                let brief = briefs::brief_of(&topology, server, pod, &roots, revision);
+                let taken = withdrawals(&topology, &world, topology.domain(&server.domain)?, now);
+                let trust = Trust::of(usable(&world, &server.domain), &taken, &topology, Some(server));
+                let brief = briefs::brief_of(&topology, server, pod, &trust, revision);
                 let end = Timestamp::from_second(now.as_second() + 86_400).ok()?;
                 let seen = ProxySeen {
                     cursor: Some(brief.cursor),
                     connected: true,
                     leaf_not_before: Some(now),
                     leaf_not_after: Some(end),
+                    ..ProxySeen::default()
                 };
                 Some((pod.uid.clone(), seen))
             })
@@ -306,10 +373,10 @@ fn sidecars_follow(map: &Map) {
 
 /// Rounds until a plan is empty; the number of rounds is bounded.
 fn settle(map: &Map, seed: u64) {
-    let mut behind = BTreeMap::new();
+    let mut memory = Memory::default();
     for _ in 0..60 {
         sidecars_follow(map);
-        let steps = block_on(round(map, &mut behind, map.now())).unwrap_or(1);
+        let steps = block_on(round(map, &mut memory, map.now())).unwrap_or(1);
         if steps == 0 {
             return;
         }
@@ -320,19 +387,20 @@ fn settle(map: &Map, seed: u64) {
 fn run(seed: u64) {
     let map = Map::new(seed);
     map.edit(|held| held.world.first_domain = Some(domain()));
-    let mut behind = BTreeMap::new();
+    let mut memory = Memory::default();
     for _ in 0..40 {
         life(&map);
         let seconds = map.dice.lock().unwrap().below(40);
         map.advance(i64::try_from(seconds).unwrap());
         // A fault ends the round as a kill would: what was planned is forgotten.
-        let _ = block_on(round(&map, &mut behind, map.now()));
+        let _ = block_on(round(&map, &mut memory, map.now()));
         if map.fault(5) {
-            behind.clear();
+            memory = Memory::default();
         }
     }
     *map.faults.lock().unwrap() = false;
-    map.advance(100);
+    // Past the end of every certificate, and past the time that a revoked one stays listed.
+    map.advance(4_000);
     settle(&map, seed);
     judge(&map, seed);
     let before = *map.written.lock().unwrap();
@@ -383,15 +451,18 @@ fn whatever_is_lost_stale_or_killed_the_world_becomes_as_declared_and_stays_so()
     }
 }
 
+/// The authority that signs.
+fn active(map: &Map) -> Arc<Authority> {
+    map.held.lock().unwrap().registers["contoso"].load(map.now()).unwrap().active
+}
+
 #[test]
 fn an_issuer_is_renewed_at_half_its_life_and_when_the_domain_gets_another_name() {
     let map = Map::new(1);
     *map.faults.lock().unwrap() = false;
     map.edit(|held| held.world.first_domain = Some(domain()));
     settle(&map, 1);
-    let key = |map: &Map| {
-        Authority::load(&map.held.lock().unwrap().materials["contoso"], map.now()).unwrap().key_id().to_owned()
-    };
+    let key = |map: &Map| active(map).key_id().to_owned();
     let first = key(&map);
     map.advance(86_400 + 600);
     settle(&map, 1);
@@ -403,8 +474,7 @@ fn an_issuer_is_renewed_at_half_its_life_and_when_the_domain_gets_another_name()
         domain.metadata.generation = Some(2);
     });
     settle(&map, 1);
-    let held = map.held.lock().unwrap();
-    let authority = Authority::load(&held.materials["contoso"], map.now()).unwrap();
+    let authority = active(&map);
     assert!(authority.permitted().contains(&DnsName::parse("fabrikam.example").unwrap()));
     assert_ne!(authority.key_id(), second);
 }
@@ -415,10 +485,10 @@ fn a_lost_authority_is_named_and_never_made_again() {
     *map.faults.lock().unwrap() = false;
     map.edit(|held| held.world.first_domain = Some(domain()));
     settle(&map, 2);
-    map.edit(|held| held.materials.clear());
+    map.edit(|held| held.registers.clear());
     settle(&map, 2);
     let held = map.held.lock().unwrap();
-    assert!(held.materials.is_empty());
+    assert!(held.registers.is_empty());
     let conditions = held.world.declared.domains[0].status.clone().unwrap().conditions;
     let ready = conditions.iter().find(|one| one.type_ == "Ready").unwrap();
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "AuthorityLost"));

@@ -10,8 +10,8 @@ use std::{
 use bytes::Bytes;
 use entente::{
     brief::{
-        Allow, Brief, CertificateRequest, Cursor, Denied, Egress, INTERNAL, MAX_SYNC_REQUEST, POLL_HOLD_SECONDS, Port,
-        RefusedConnections, Route, RouteCursor, RouteDelta, Scope, Standing, SyncRequest, SyncResponse, VERSION,
+        Allow, Brief, CertificateRequest, Cursor, Denied, Egress, MAX_SYNC_REQUEST, OnPeerExpiry, POLL_HOLD_SECONDS,
+        Port, RefusedConnections, Route, RouteCursor, RouteDelta, Standing, SyncRequest, SyncResponse, VERSION,
     },
     identity::{Identity, SpiffeId},
     pki,
@@ -169,10 +169,10 @@ impl Server {
             lifetime_seconds: 3600,
             ports,
             egress: Egress::default(),
-            scopes: vec![Scope {
-                id: INTERNAL.to_owned(),
-                anchors: vec![self.domain.material.root_certificate.clone()],
-            }],
+            issuer: self.domain.issuer(),
+            renew_within_seconds: 0,
+            on_peer_expiry: OnPeerExpiry::default(),
+            scopes: vec![self.domain.scope()],
             drain_seconds: 30,
         }
     }

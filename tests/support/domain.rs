@@ -1,10 +1,10 @@
 //! A trust domain with an authority, and certificates that it would never issue.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use entente::{
-    brief::CertificateResponse,
+    brief::{CertificateResponse, INTERNAL, Revocation, Scope},
     identity::{DnsName, SpiffeId},
     pki::{
         self,
@@ -41,10 +41,32 @@ impl Domain {
         SpiffeId::new(&self.name, "sip", server).unwrap()
     }
 
+    /// Key identifier of the one issuer.
+    pub(crate) fn issuer(&self) -> String {
+        Authority::load(&self.material, telemetry::now()).unwrap().key_id().to_owned()
+    }
+
+    /// The internal scope of briefs: this authority, nothing revoked, good for a day.
+    pub(crate) fn scope(&self) -> Scope {
+        let (issuer, now) = (self.issuer(), telemetry::now().as_second());
+        Scope {
+            id: INTERNAL.to_owned(),
+            anchors: vec![self.material.root_certificate.clone()],
+            issuers: vec![issuer.clone()],
+            revocation: Some(Revocation {
+                number: 1,
+                this_update: now,
+                next_update: now + 86_400,
+                serials: BTreeMap::from([(issuer, vec![])]),
+                withdrawn: vec![],
+            }),
+        }
+    }
+
     pub(crate) fn names(&self, server: &str, pod_uid: &str) -> Names {
         let id = self.id(server);
         let dns_names = BTreeSet::from([id.topology_name().unwrap()]);
-        Names { id, dns_names, pod_uid: pod_uid.to_owned() }
+        Names { id, dns_names, pod_uid: Some(pod_uid.to_owned()) }
     }
 
     /// What the controller answers to a certificate request.

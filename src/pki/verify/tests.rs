@@ -37,7 +37,7 @@ fn authority(root_days: u32, created: Timestamp) -> authority::Material {
 fn names(server: &str) -> Names {
     let id = SpiffeId::new(&domain(), "sip", server).unwrap();
     let dns_names = BTreeSet::from([id.topology_name().unwrap()]);
-    Names { id, dns_names, pod_uid: "0000-11".into() }
+    Names { id, dns_names, pod_uid: Some("0000-11".into()) }
 }
 
 fn ders(chain: &[String]) -> Vec<CertificateDer<'static>> {
@@ -171,8 +171,11 @@ fn an_expired_root_anchors_nothing() {
     let mut params = CertificateParams::default();
     params.not_before = pki::offset(shift(now(), -60));
     params.not_after = pki::offset(shift(now(), 60));
-    let root =
-        Issuer::from_ca_cert_pem(&material.root_certificate, KeyPair::from_pem(&material.root_key).unwrap()).unwrap();
+    let root = Issuer::from_ca_cert_pem(
+        &material.root_certificate,
+        KeyPair::from_pem(material.root_key.as_ref().unwrap()).unwrap(),
+    )
+    .unwrap();
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
     let chain = ders(&[params.signed_by(&key, &root).unwrap().pem()]);
     let found = verdict(&chain, Role::Client, &anchors(&material), now());

@@ -1,0 +1,76 @@
+//! The public trust bundle of each namespace: roots and revocation lists, for whoever checks our servers.
+
+use std::collections::BTreeMap;
+
+use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
+use serde_json::{Value, json};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer, public_key::PublicKey};
+
+use super::{AuthorityFacts, Plan, Step, World, usable};
+use crate::{
+    pki::{self, bundle::Bundle},
+    topology::Domain,
+};
+
+/// What ConfigMap `entente-trust-bundle` of a domain holds: `ca.crt`, `crl.pem`, and both roots and their sequence as a
+/// SPIFFE bundle (`bundle.json`, SPIFFE Trust Domain and Bundle §4).
+pub fn data(domain: &Domain, facts: &AuthorityFacts) -> BTreeMap<String, String> {
+    let roots = facts.roots();
+    let keys: Vec<Value> = roots.iter().filter_map(|pem| key(pem)).collect();
+    let hint = pki::crl::period(domain.lifetime_seconds);
+    let spiffe = json!({"keys": keys, "spiffe_sequence": facts.crl.number, "spiffe_refresh_hint": hint});
+    BTreeMap::from([
+        ("ca.crt".to_owned(), Bundle::of(roots.iter().map(String::as_str)).render()),
+        ("crl.pem".to_owned(), facts.crl_pem.to_string()),
+        ("bundle.json".to_owned(), format!("{spiffe:#}\n")),
+    ])
+}
+
+/// A root as a JWK (RFC 7517, RFC 7518 §6).
+fn key(pem: &str) -> Option<Value> {
+    let der = pki::certificate(pem)?;
+    let (_, parsed) = X509Certificate::from_der(&der).ok()?;
+    let chain = [BASE64_STANDARD.encode(&der)];
+    let text = |bytes: &[u8]| BASE64_URL_SAFE_NO_PAD.encode(bytes);
+    match parsed.public_key().parsed().ok()? {
+        PublicKey::EC(point) => {
+            // The point is uncompressed: a byte that says so, then both coordinates.
+            let (x, y) = point.data().get(1..)?.split_at_checked(point.data().len() / 2)?;
+            let curve = if point.key_size() == 384 { "P-384" } else { "P-256" };
+            Some(json!({"use": "x509-svid", "kty": "EC", "crv": curve, "x": text(x), "y": text(y), "x5c": chain}))
+        }
+        PublicKey::RSA(key) => {
+            let bare = |bytes: &[u8]| text(&bytes.iter().copied().skip_while(|byte| *byte == 0).collect::<Vec<_>>());
+            let (n, e) = (bare(key.modulus), bare(key.exponent));
+            Some(json!({"use": "x509-svid", "kty": "RSA", "n": n, "e": e, "x5c": chain}))
+        }
+        _ => None,
+    }
+}
+
+/// Whether the bundle of `namespace` holds `data`, or need not any more; further keys are not ours to judge.
+fn carries(world: &World, namespace: &str, data: &BTreeMap<String, String>) -> bool {
+    if world.ending_namespaces.contains(namespace) {
+        return true;
+    }
+    let held = world.bundles.get(namespace);
+    held.is_some_and(|held| data.iter().all(|(key, value)| held.get(key) == Some(value)))
+}
+
+/// Namespaces of `domain` whose bundle is not what it should be.
+pub fn unbundled<'a>(domain: &'a Domain, world: &World) -> Vec<&'a str> {
+    let Some(facts) = usable(world, &domain.name) else { return vec![] };
+    let data = data(domain, facts);
+    domain.namespaces.iter().filter(|namespace| !carries(world, namespace, &data)).map(String::as_str).collect()
+}
+
+pub(super) fn write(domain: &Domain, world: &World, plan: &mut Plan) {
+    let Some(facts) = usable(world, &domain.name) else { return };
+    for namespace in unbundled(domain, world) {
+        plan.steps.push(Step::WriteBundle {
+            namespace: namespace.to_owned(),
+            domain: domain.name.clone(),
+            data: data(domain, facts),
+        });
+    }
+}

@@ -1,0 +1,116 @@
+//! The status of each object.
+
+mod domain;
+mod server;
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::{Plan, Step, World, survey::Survey, withdrawals::Withdrawals};
+use crate::{
+    api::{ProxyCounts, TrustedServer, TrustedServerStatus, conditions::State},
+    topology::{Key, Problem, ServerKey, Topology},
+};
+
+/// Pods named in one message, at most.
+const NAMED: usize = 5;
+
+/// What every status is judged by.
+struct Seen<'a> {
+    topology: &'a Topology,
+    world: &'a World,
+    surveys: &'a Survey<'a>,
+    /// What is taken back, by domain.
+    taken: &'a BTreeMap<String, Withdrawals>,
+    now: Timestamp,
+}
+
+pub(super) fn all(
+    topology: &Topology,
+    problems: &[(Key, Problem)],
+    world: &World,
+    surveys: &Survey<'_>,
+    taken: &BTreeMap<String, Withdrawals>,
+    now: Timestamp,
+    plan: &mut Plan,
+) {
+    let seen = Seen { topology, world, surveys, taken, now };
+    let mut counts = BTreeMap::<String, ProxyCounts>::new();
+    for object in &world.declared.servers {
+        let key = key_of(object);
+        let own = problems_of(problems, &Key::Server(key.clone()));
+        let status = server::status(&seen, object, &own);
+        if let Some(server) = topology.server(&key) {
+            add(counts.entry(server.domain.clone()).or_default(), &status.proxies);
+        }
+        if object.status.as_ref() != Some(&status) {
+            let version = object.metadata.resource_version.clone();
+            plan.steps.push(Step::ServerStatus { key, version, status: Box::new(status) });
+        }
+    }
+    for object in &world.declared.domains {
+        let name = object.metadata.name.clone().unwrap_or_default();
+        let own = problems_of(problems, &Key::Domain(name.clone()));
+        let proxies = summed(counts.remove(&name).unwrap_or_default());
+        let status = domain::status(&seen, object, &own, proxies, plan);
+        if object.status.as_ref() != Some(&status) {
+            let version = object.metadata.resource_version.clone();
+            plan.steps.push(Step::DomainStatus { name, version, status: Box::new(status) });
+        }
+    }
+}
+
+/// What a new status has to say aloud: pods that have no sidecar, when that becomes known.
+pub fn bare_pods(old: Option<&TrustedServerStatus>, new: &TrustedServerStatus) -> Option<String> {
+    let said = |status: &TrustedServerStatus| {
+        let bare = status.conditions.iter().find(|one| one.reason == "PodsWithoutProxy" && one.type_ != "Ready");
+        bare.map(|one| one.message.clone())
+    };
+    let now = said(new)?;
+    (old.and_then(said).as_ref() != Some(&now)).then_some(now)
+}
+
+/// Key identifier of the issuer that a domain's status names.
+pub(super) fn active_key<'a>(world: &'a World, domain: &str) -> Option<&'a str> {
+    let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(domain))?;
+    object.status.as_ref()?.active_key_id.as_deref()
+}
+
+pub(super) fn key_of(object: &TrustedServer) -> ServerKey {
+    ServerKey {
+        namespace: object.metadata.namespace.clone().unwrap_or_default(),
+        name: object.metadata.name.clone().unwrap_or_default(),
+    }
+}
+
+fn problems_of<'a>(problems: &'a [(Key, Problem)], key: &Key) -> Vec<&'a Problem> {
+    problems.iter().filter(|(owner, _)| owner == key).map(|(_, problem)| problem).collect()
+}
+
+/// The first visit says that somebody is there (kstatus takes an object without conditions for current).
+fn first_visit(kinds: &[&'static str]) -> Vec<State> {
+    kinds.iter().map(|kind| State::unknown(kind, "Pending", "not judged yet")).collect()
+}
+
+fn named(pods: &[&str]) -> String {
+    let shown = pods.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+    if pods.len() > NAMED { format!("{shown} and {} more", pods.len() - NAMED) } else { shown }
+}
+
+fn add(sum: &mut ProxyCounts, part: &ProxyCounts) {
+    let ProxyCounts { matched, injected, connected, current, summary: _ } = part;
+    sum.matched += matched;
+    sum.injected += injected;
+    sum.connected += connected;
+    sum.current += current;
+}
+
+fn summed(mut counts: ProxyCounts) -> ProxyCounts {
+    counts.summary = format!("{}/{}", counts.current, counts.matched);
+    counts
+}
+
+fn count(number: usize) -> i32 {
+    i32::try_from(number).unwrap_or(i32::MAX)
+}

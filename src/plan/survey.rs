@@ -1,0 +1,133 @@
+//! How every pod of every server stands: sidecar, certificate, brief in force. Conditions and rotations rest on it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+
+use super::{
+    BEHIND_SECONDS, Plan, ProxySeen, World, briefs, briefs::Trust, published, usable, withdrawals::Withdrawals,
+};
+use crate::{
+    pki::ledger::Holder,
+    topology::{Domain, Server, ServerKey, Topology, facts::PodFacts},
+};
+
+/// The pods of one server, sorted by what they lack.
+#[derive(Default)]
+pub(super) struct Pods<'a> {
+    pub(super) all: Vec<&'a PodFacts>,
+    pub(super) bare: Vec<&'a str>,
+    pub(super) foreign_account: Vec<&'a str>,
+    pub(super) disconnected: Vec<&'a str>,
+    pub(super) behind: Vec<&'a str>,
+    pub(super) uncertified: Vec<&'a str>,
+    pub(super) overdue: Vec<&'a str>,
+    /// Those with a certificate in use that do not have their own current brief in force, however short.
+    pub(super) unacknowledged: Vec<&'a str>,
+    pub(super) connected: usize,
+    pub(super) current: usize,
+    pub(super) ends: Vec<Timestamp>,
+}
+
+/// The pods of every server.
+pub(super) type Survey<'a> = BTreeMap<&'a ServerKey, Pods<'a>>;
+
+/// Surveys the servers of `domain`.
+pub(super) fn survey<'a>(
+    topology: &'a Topology,
+    world: &World,
+    domain: &Domain,
+    withdrawals: &Withdrawals,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Survey<'a> {
+    let servers = topology.servers().filter(|server| server.domain == domain.name);
+    let facts = usable(world, &domain.name);
+    let one = |server: &'a Server| {
+        let trust = Trust::of(facts, withdrawals, topology, Some(server));
+        (&server.key, pods(topology, server, &trust, world, now, plan))
+    };
+    servers.map(one).collect()
+}
+
+fn pods<'a>(
+    topology: &'a Topology,
+    server: &'a Server,
+    trust: &Trust,
+    world: &World,
+    now: Timestamp,
+    plan: &mut Plan,
+) -> Pods<'a> {
+    let mut pods = Pods::default();
+    let at = published(topology, world, &server.domain);
+    for pod in topology.pods_of(&server.key).filter(|pod| !pod.ending) {
+        pods.all.push(pod);
+        if server.secret_name.is_some() {
+            // Its software holds the key; there is no sidecar to speak of.
+            continue;
+        }
+        if !pod.injected {
+            pods.bare.push(&pod.name);
+            continue;
+        }
+        if pod.service_account != server.service_account {
+            pods.foreign_account.push(&pod.name);
+            continue;
+        }
+        let nothing = ProxySeen::default();
+        let seen = world.proxies.get(&pod.uid).unwrap_or(&nothing);
+        certificate(seen, pod, now, &mut pods, plan);
+        let wanted = at.clone().map(|at| briefs::cursor_of(topology, server, pod, trust, at));
+        // The hash alone judges: a change elsewhere moves the revision and leaves this server as it is.
+        let current = wanted.is_some_and(|wanted| seen.cursor.as_ref().is_some_and(|has| has.hash == wanted.hash));
+        pods.connected += usize::from(seen.connected);
+        if seen.connected && current {
+            pods.current += 1;
+            continue;
+        }
+        if holds(world, &server.key, pod, now) {
+            pods.unacknowledged.push(&pod.name);
+        }
+        plan.behind.insert(pod.uid.clone());
+        let since = world.behind_since.get(&pod.uid).copied().unwrap_or(now);
+        let patience = Timestamp::from_second(since.as_second() + BEHIND_SECONDS).unwrap_or(now);
+        if seen.cursor.is_some() && now < patience {
+            plan.wake(patience);
+        } else if seen.connected {
+            pods.behind.push(&pod.name);
+        } else {
+            pods.disconnected.push(&pod.name);
+        }
+    }
+    pods
+}
+
+/// Whether a pod holds a certificate that is in use, by the ledger: what a sidecar says is forgotten with the replica
+/// that heard it.
+fn holds(world: &World, key: &ServerKey, pod: &PodFacts, now: Timestamp) -> bool {
+    let own = world.ledgers.values().filter(|seen| seen.server == *key);
+    let records = own.filter_map(|seen| seen.ledger.as_ref()).flat_map(|ledger| ledger.records());
+    records
+        .into_iter()
+        .any(|record| record.is_live(now) && matches!(&record.holder, Holder::Pod(uid) if *uid == pod.uid))
+}
+
+fn certificate<'a>(seen: &ProxySeen, pod: &'a PodFacts, now: Timestamp, pods: &mut Pods<'a>, plan: &mut Plan) {
+    let (Some(start), Some(end)) = (seen.leaf_not_before, seen.leaf_not_after) else {
+        pods.uncertified.push(&pod.name);
+        return;
+    };
+    if end <= now {
+        pods.uncertified.push(&pod.name);
+        return;
+    }
+    pods.ends.push(end);
+    // Renewal is due at 40 % of life at the latest; at 60 % something is in its way.
+    let (start, end) = (start.as_second(), end.as_second());
+    let overdue = Timestamp::from_second(start + (end - start) * 3 / 5).unwrap_or(now);
+    if now >= overdue {
+        pods.overdue.push(&pod.name);
+    } else {
+        plan.wake(overdue);
+    }
+}
