@@ -39,6 +39,11 @@ impl Serial {
         Self(bytes)
     }
 
+    /// Whether it has the form that ours have.
+    pub fn is_ours(self) -> bool {
+        self == Self::from_random(self.0)
+    }
+
     /// Reads back what `Display` wrote.
     pub fn parse(text: &str) -> Option<Self> {
         let mut bytes = [0; 16];

@@ -16,7 +16,7 @@ use crate::{
     topology::{Declared, facts::PodFacts},
 };
 
-fn at(second: i64) -> Timestamp {
+pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
@@ -28,7 +28,7 @@ fn domain() -> TrustDomain {
     .unwrap()
 }
 
-fn server(name: &str, ports: &str) -> TrustedServer {
+pub(super) fn server(name: &str, ports: &str) -> TrustedServer {
     serde_saphyr::from_str(&format!(
         "{{apiVersion: entente.dev/v1alpha1, kind: TrustedServer,
            metadata: {{name: {name}, namespace: shop, uid: u-{name}, generation: 1, creationTimestamp: '2026-01-01T00:00:00Z'}},
@@ -37,7 +37,7 @@ fn server(name: &str, ports: &str) -> TrustedServer {
     .unwrap()
 }
 
-fn pod(app: &str) -> PodFacts {
+pub(super) fn pod(app: &str) -> PodFacts {
     PodFacts {
         namespace: "shop".into(),
         name: format!("{app}-1"),
@@ -85,7 +85,7 @@ fn authority() -> AuthoritySeen {
     })
 }
 
-fn world(servers: Vec<TrustedServer>, pods: Vec<PodFacts>) -> World {
+pub(super) fn world(servers: Vec<TrustedServer>, pods: Vec<PodFacts>) -> World {
     let namespaces = BTreeMap::from([("shop".into(), Some("contoso".into()))]);
     World {
         declared: Declared { domains: vec![domain()], servers, namespaces, pods, ..Declared::default() },
@@ -139,7 +139,7 @@ fn settle(world: &mut World, now: Timestamp) -> Plan {
     unreachable!("the plan is never empty")
 }
 
-fn record(number: u8, pod: &str, end: i64) -> Record {
+pub(super) fn record(number: u8, pod: &str, end: i64) -> Record {
     Record {
         serial: Serial::from_random([number; 16]),
         holder: Holder::Pod(pod.to_owned()),
@@ -151,7 +151,7 @@ fn record(number: u8, pod: &str, end: i64) -> Record {
     }
 }
 
-fn ledger(server: &ServerKey, records: &[Record]) -> LedgerSeen {
+pub(super) fn ledger(server: &ServerKey, records: &[Record]) -> LedgerSeen {
     let id = SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), &server.namespace, &server.name).unwrap();
     let owner = Owner { id, uid: format!("u-{}", server.name) };
     let mut ledger = Ledger::default();

@@ -272,3 +272,6 @@ pub(super) fn may_meet(one: &Server, other: &Server) -> bool {
     };
     admits(one, other) || admits(other, one)
 }
+
+#[cfg(test)]
+mod tests;

@@ -94,7 +94,7 @@ fn domain(object: &TrustDomain, name: &str, declared: &Declared) -> Result<Domai
 /// certificates can have names nothing.
 fn serial(text: &str) -> Option<Serial> {
     let bare: String = text.chars().filter(|character| *character != ':').collect();
-    Serial::parse(&format!("{:0>32}", bare.trim_start_matches('0').to_ascii_lowercase()))
+    Serial::parse(&bare.trim_start_matches('0').to_ascii_lowercase()).filter(|serial| serial.is_ours())
 }
 
 /// Adds every server that has a domain, oldest first, and answers them in that order.

@@ -1,0 +1,182 @@
+//! Every way to lose what one holds, and who is told.
+
+use super::*;
+use crate::{
+    api::TrustedServer,
+    plan::tests::{at, ledger, pod, record, server, world},
+    topology::facts::PodFacts,
+};
+
+fn key(name: &str) -> ServerKey {
+    ServerKey { namespace: "shop".into(), name: name.into() }
+}
+
+/// web and api, a pod each, both with a certificate recorded at 100.
+fn shop() -> World {
+    let mut world =
+        world(vec![server("web", "[{name: a, port: 80}]"), server("api", "[]")], vec![pod("web"), pod("api")]);
+    for (number, name) in [(1, "web"), (2, "api")] {
+        let records = [record(number, &format!("pod-{name}"), 10_000)];
+        world.ledgers.insert(format!("ledger-{name}"), ledger(&key(name), &records));
+    }
+    world
+}
+
+fn object<'a>(world: &'a mut World, name: &str) -> &'a mut TrustedServer {
+    world.declared.servers.iter_mut().find(|one| one.metadata.name.as_deref() == Some(name)).unwrap()
+}
+
+fn taken(world: &World, second: i64) -> Withdrawals {
+    let (topology, _) = Topology::resolve(&world.declared);
+    withdrawals(&topology, world, topology.domain("contoso").unwrap(), at(second))
+}
+
+/// Why web's one certificate is taken back, and what is said of web as a whole.
+fn fate(world: &World, second: i64) -> (Option<Reason>, Option<(i64, WithdrawnDetail)>) {
+    let all = taken(world, second);
+    let Some(web) = all.of(&key("web")) else { return (None, None) };
+    let whole = web.withdrawal.as_ref().map(|one| (one.starting_before, one.reason));
+    (web.marks.first().map(|(_, reason)| *reason), whole)
+}
+
+#[test]
+fn each_way_to_lose_a_certificate_has_its_own_reason() {
+    type Change = fn(&mut World);
+    let cases: [(&str, Change, Option<Reason>, Option<(i64, WithdrawnDetail)>); 12] = [
+        ("nothing", |_| (), None, None),
+        (
+            "suspended",
+            |world| object(world, "web").spec.state = crate::api::ServerState::Suspended,
+            Some(Reason::Suspended),
+            Some((FOR_EVER, WithdrawnDetail::Suspended)),
+        ),
+        (
+            "being deleted",
+            |world| object(world, "web").metadata.deletion_timestamp = Some(crate::api::conditions::seconds(at(100))),
+            Some(Reason::ServerDeleted),
+            Some((FOR_EVER, WithdrawnDetail::Deleted)),
+        ),
+        (
+            "deleted",
+            |world| world.declared.servers.retain(|one| one.metadata.name.as_deref() != Some("web")),
+            Some(Reason::ServerDeleted),
+            Some((FOR_EVER, WithdrawnDetail::Deleted)),
+        ),
+        (
+            "created anew",
+            |world| object(world, "web").metadata.uid = Some("another".into()),
+            Some(Reason::ServerDeleted),
+            Some((1, WithdrawnDetail::Deleted)),
+        ),
+        (
+            "namespace left",
+            |world| drop(world.declared.namespaces.insert("shop".into(), None)),
+            Some(Reason::ServerDeleted),
+            Some((FOR_EVER, WithdrawnDetail::Deleted)),
+        ),
+        (
+            "issued before",
+            |world| object(world, "web").spec.revoke_issued_before = Some(crate::api::conditions::seconds(at(101))),
+            Some(Reason::IssuedBefore),
+            Some((101 - 300, WithdrawnDetail::IssuedBefore)),
+        ),
+        (
+            "issued after that moment",
+            |world| object(world, "web").spec.revoke_issued_before = Some(crate::api::conditions::seconds(at(100))),
+            None,
+            None,
+        ),
+        (
+            "a moment to come",
+            |world| object(world, "web").spec.revoke_issued_before = Some(crate::api::conditions::seconds(at(901))),
+            None,
+            None,
+        ),
+        (
+            "stolen key",
+            |world| {
+                let serial = record(1, "", 0).serial.to_string().to_uppercase();
+                world.declared.domains[0].spec.revocation.serials = vec![serial];
+            },
+            Some(Reason::KeyCompromise),
+            None,
+        ),
+        (
+            "broken for a moment",
+            |world| object(world, "web").spec.selector = crate::api::PodSelector::default(),
+            None,
+            None,
+        ),
+        (
+            "unreadable",
+            |world| {
+                world.declared.servers.retain(|one| one.metadata.name.as_deref() != Some("web"));
+                world.unreadable.push((Key::Server(key("web")), "no YAML".into()));
+            },
+            None,
+            None,
+        ),
+    ];
+    for (what, change, reason, whole) in cases {
+        let mut world = shop();
+        change(&mut world);
+        assert_eq!(fate(&world, 900), (reason, whole), "{what}");
+        assert_eq!(taken(&world, 900).of(&key("api")).is_some(), what == "namespace left", "{what}: api");
+    }
+}
+
+#[test]
+fn pods_that_are_gone_are_taken_back_together_after_a_minute_and_never_by_a_list_that_lags() {
+    let mut world = shop();
+    world.declared.pods.clear();
+    assert_eq!(gone(&world), ["pod-api".to_owned(), "pod-web".to_owned()].into());
+    assert_eq!(fate(&world, 900), (None, None), "nobody has watched it be gone yet");
+    world.gone_since.insert("pod-web".into(), at(840));
+    assert_eq!(fate(&world, 899), (None, None));
+    assert_eq!(fate(&world, 900), (Some(Reason::PodGone), None));
+    assert!(taken(&world, 900).of(&key("api")).is_none());
+    world.gone_since.insert("pod-api".into(), at(890));
+    assert!(taken(&world, 900).of(&key("api")).is_some(), "it leaves with the other");
+    world.gone_since.insert("pod-api".into(), at(895));
+    assert!(taken(&world, 900).of(&key("api")).is_none(), "too fresh to be sure");
+    world.declared.pods.push(PodFacts { ending: true, ..pod("web") });
+    assert_eq!(fate(&world, 900), (None, None), "a pod that ends is still there");
+}
+
+#[test]
+fn single_certificates_are_told_to_those_who_may_meet_and_whole_servers_to_everybody() {
+    let mut world = shop();
+    world.declared.servers.push(server("far", "[{name: a, port: 80, allowFrom: []}]"));
+    world.declared.domains[0].spec.topology.default_peers = crate::api::DefaultPeers::ExplicitOnly;
+    object(&mut world, "api").spec.ports = object(&mut world, "web").spec.ports.clone();
+    object(&mut world, "api").spec.ports[0].allow_from =
+        Some(vec![crate::api::AllowedPeer { server: crate::api::ObjectName { name: "web".into(), namespace: None } }]);
+    world.gone_since.insert("pod-web".into(), at(800));
+    world.declared.pods.retain(|one| one.name != "web-1");
+    let told = |world: &World, name: &str| {
+        let (topology, _) = Topology::resolve(&world.declared);
+        let (serials, withdrawn) = taken(world, 900).told(&topology, topology.server(&key(name)));
+        (serials.values().map(BTreeSet::len).sum::<usize>(), withdrawn.len())
+    };
+    assert_eq!([told(&world, "web"), told(&world, "api"), told(&world, "far")], [(1, 0), (1, 0), (0, 0)]);
+    object(&mut world, "web").spec.state = crate::api::ServerState::Suspended;
+    assert_eq!([told(&world, "api"), told(&world, "far")], [(0, 1), (0, 1)]);
+}
+
+#[test]
+fn lists_say_what_ledgers_say_and_a_listed_serial_that_nobody_knows_counts_against_every_issuer() {
+    let mut world = shop();
+    object(&mut world, "web").spec.state = crate::api::ServerState::Suspended;
+    assert_eq!(taken(&world, 900).listed(), Listed::new(), "what is not written down yet has no time");
+    let marks = taken(&world, 900).of(&key("web")).unwrap().marks.clone();
+    let seen = world.ledgers.get_mut("ledger-web").unwrap();
+    let mut written = (**seen.ledger.as_ref().unwrap()).clone();
+    written.revoke(&marks, at(900));
+    seen.ledger = Some(std::sync::Arc::new(written));
+    let revoked = Revoked { serial: record(1, "", 0).serial, at: at(900), reason: Reason::Suspended };
+    assert_eq!(taken(&world, 950).listed(), Listed::from([("aa".into(), BTreeSet::from([revoked]))]));
+    object(&mut world, "web").spec.state = crate::api::ServerState::Active;
+    assert_eq!(taken(&world, 950).listed().len(), 1, "what was taken back does not come back");
+    world.declared.domains[0].spec.revocation.serials = vec!["41:41".into(), "4F".repeat(16)];
+    assert_eq!(taken(&world, 950).listed()["aa"].len(), 2, "only a serial that ours can have");
+}
