@@ -9,7 +9,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use rcgen::KeyPair;
 use serde_json::{Value, json};
@@ -22,6 +22,7 @@ use crate::{
         authority::Serial,
         crl::{Reason, Revoked},
         ledger::Ledger,
+        rotation::Move,
     },
     plan::{
         Step, World,
@@ -161,6 +162,9 @@ async fn write_register(client: &Client, namespace: &str, domain: &str, step: &S
     let name = format!("{AUTHORITY}{domain}");
     let held = within(api.get_opt(&name)).await?;
     let before = held.as_ref().map(|secret| read_register(secret).map_err(ApplyError::Register)).transpose()?;
+    if let Step::MoveAuthority { step: Move::Remove(key_id), .. } = step {
+        nothing_lives(client, namespace, key_id).await?;
+    }
     let serial = || Serial::from_random(telemetry::random());
     let fresh = Fresh { keys: [KeyPair::generate()?, KeyPair::generate()?], serials: [serial(), serial()] };
     let before = before.map(Arc::unwrap_or_clone);
@@ -182,6 +186,22 @@ async fn write_register(client: &Client, namespace: &str, domain: &str, step: &S
         Step::PrepareAuthority { .. } => info!(domain, "the next authority is prepared"),
         Step::MoveAuthority { step, .. } => info!(domain, ?step, "an authority moves on"),
         _ => info!(domain, number, "revocation lists are signed"),
+    }
+    Ok(())
+}
+
+/// A removal rests on what the ledgers say now, not on what a cache says: nobody may hold a certificate of `key_id`.
+async fn nothing_lives(client: &Client, namespace: &str, key_id: &str) -> Result<(), ApplyError> {
+    let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+    let held = within(api.list(&ListParams::default().labels(&format!("{PART}=ledger")))).await?;
+    let now = telemetry::now();
+    for map in held {
+        let ledger = Ledger::parse(map.data.as_ref().unwrap_or(&BTreeMap::new()));
+        // What cannot be read may say anything.
+        let Ok(ledger) = ledger else { return Err(ApplyError::Conflict) };
+        if ledger.records().iter().any(|record| record.issuer == key_id && record.is_live(now)) {
+            return Err(ApplyError::Conflict);
+        }
     }
     Ok(())
 }

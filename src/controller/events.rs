@@ -12,9 +12,10 @@ use tracing::{debug, warn};
 
 use super::{apply::DEADLINE, health::Metrics, view::View};
 use crate::{
+    api::TrustDomain,
     brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections, Report},
     identity::SpiffeId,
-    topology::{Server, ServerKey},
+    topology::Server,
 };
 
 /// Events that wait to be written; more are counted and dropped.
@@ -52,7 +53,25 @@ impl Events {
 
     /// Something about a server.
     pub(super) fn about(&self, server: &Server, type_: EventType, reason: &str, action: &str, note: String) {
-        let about = reference(&server.key, &server.uid);
+        let (namespace, name) = (server.key.namespace.clone(), server.key.name.clone());
+        self.tell(reference("TrustedServer", Some(namespace), name, &server.uid), type_, reason, action, note);
+    }
+
+    /// Something about a domain.
+    pub(super) fn about_domain(
+        &self,
+        domain: &TrustDomain,
+        type_: EventType,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        let uid = domain.metadata.uid.as_deref().unwrap_or_default();
+        let name = domain.metadata.name.clone().unwrap_or_default();
+        self.tell(reference("TrustDomain", None, name, uid), type_, reason, action, note);
+    }
+
+    fn tell(&self, about: ObjectReference, type_: EventType, reason: &str, action: &str, note: String) {
         let (reason, action) = (reason.to_owned(), action.to_owned());
         let event = Event { type_, reason, note: Some(note), action, secondary: None };
         if self.queue.try_send((about, event)).is_err() {
@@ -91,12 +110,12 @@ fn note(refused: &RefusedConnections, pod: &str) -> String {
     }
 }
 
-fn reference(key: &ServerKey, uid: &str) -> ObjectReference {
+fn reference(kind: &str, namespace: Option<String>, name: String, uid: &str) -> ObjectReference {
     ObjectReference {
         api_version: Some("entente.dev/v1alpha1".to_owned()),
-        kind: Some("TrustedServer".to_owned()),
-        namespace: Some(key.namespace.clone()),
-        name: Some(key.name.clone()),
+        kind: Some(kind.to_owned()),
+        namespace,
+        name: Some(name),
         uid: Some(uid.to_owned()),
         ..ObjectReference::default()
     }

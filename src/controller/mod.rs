@@ -44,7 +44,7 @@ use tracing::{error, info, warn};
 use crate::{
     brief,
     pki::control::SERVING_SECONDS,
-    plan::{Plan, Step, World, bare_pods, plan, withdrawals::gone},
+    plan::{self, News, Plan, Step, World, withdrawals::gone},
     telemetry,
     topology::{Key, Problem, Topology},
 };
@@ -281,7 +281,7 @@ impl Seat {
         if !lead {
             return SWEEP;
         }
-        let plan = plan(&next.topology, &problems, &world, now);
+        let plan = plan::plan(&next.topology, &problems, &world, now);
         memory.behind(&plan, now);
         let mut pause = plan.wake_at.map_or(SWEEP, |at| {
             Duration::try_from(at.duration_since(now))
@@ -304,16 +304,23 @@ impl Seat {
         pause
     }
 
-    /// An Event where a status says something new that needs a person.
+    /// An Event where something was taken back, a rotation moved, or a status says something new that needs a person.
     fn tell(&self, step: &Step, world: &World, topology: &Topology) {
-        let Step::ServerStatus { key, status, .. } = step else { return };
-        let (name, namespace) = (Some(&key.name), Some(&key.namespace));
-        let is_it = |one: &&crate::api::TrustedServer| {
-            one.metadata.name.as_ref() == name && one.metadata.namespace.as_ref() == namespace
-        };
-        let old = world.declared.servers.iter().find(is_it).and_then(|object| object.status.as_ref());
-        if let (Some(server), Some(note)) = (topology.server(key), bare_pods(old, status)) {
-            self.events.about(server, EventType::Warning, "PodWithoutProxy", "Inject", note);
+        for news in plan::news(step, world, topology) {
+            let News { about, warning, reason, action, note } = news;
+            let type_ = if warning { EventType::Warning } else { EventType::Normal };
+            let domain =
+                |name: &String| world.declared.domains.iter().find(|one| one.metadata.name.as_ref() == Some(name));
+            match &about {
+                Key::Server(key) => match topology.server(key) {
+                    Some(server) => self.events.about(server, type_, reason, action, note),
+                    None => {}
+                },
+                Key::Domain(name) => match domain(name) {
+                    Some(object) => self.events.about_domain(object, type_, reason, action, note),
+                    None => {}
+                },
+            }
         }
     }
 }
@@ -361,7 +368,7 @@ pub async fn round(cluster: &impl Cluster, memory: &mut Memory, now: Timestamp) 
     world.behind_since = memory.behind_since.clone();
     world.gone_since = memory.gone(&world, now);
     let (topology, problems) = resolve(&world);
-    let plan = plan(&topology, &problems, &world, now);
+    let plan = plan::plan(&topology, &problems, &world, now);
     memory.behind(&plan, now);
     for step in &plan.steps {
         cluster.apply(step).await?;

@@ -7,6 +7,7 @@ pub mod authorities;
 pub mod briefs;
 pub mod bundles;
 mod conditions;
+mod news;
 pub mod register;
 pub mod routes;
 pub mod sidecars;
@@ -19,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 pub use authorities::{Coming, Lists};
-pub use conditions::bare_pods;
+pub use news::{News, news};
 pub use world::{AuthorityFacts, AuthoritySeen, LedgerSeen, MemberFacts, ProxySeen, World};
 
 use crate::{

@@ -8,6 +8,7 @@ use super::{
     BEHIND_SECONDS, Plan, ProxySeen, World, briefs, briefs::Trust, published, usable, withdrawals::Withdrawals,
 };
 use crate::{
+    brief::Standing,
     pki::ledger::Holder,
     topology::{Domain, Server, ServerKey, Topology, facts::PodFacts},
 };
@@ -76,7 +77,9 @@ fn pods<'a>(
         }
         let nothing = ProxySeen::default();
         let seen = world.proxies.get(&pod.uid).unwrap_or(&nothing);
-        certificate(seen, pod, now, &mut pods, plan);
+        if server.standing == Standing::Active {
+            certificate(seen, pod, now, &mut pods, plan);
+        }
         let wanted = at.clone().map(|at| briefs::cursor_of(topology, server, pod, trust, at));
         // The hash alone judges: a change elsewhere moves the revision and leaves this server as it is.
         let current = wanted.is_some_and(|wanted| seen.cursor.as_ref().is_some_and(|has| has.hash == wanted.hash));

@@ -229,9 +229,16 @@ fn pods_without_sidecar_are_told_of_once() {
     let mut world = world(vec![server("web", "[]")], vec![PodFacts { injected: false, ..pod("web") }]);
     settle(&mut world, at(100));
     let status = world.declared.servers[0].status.clone().unwrap();
-    assert!(bare_pods(None, &status).is_some_and(|note| note.contains("web-1")));
-    assert_eq!(bare_pods(Some(&status), &status), None);
-    assert_eq!(bare_pods(Some(&status), &TrustedServerStatus::default()), None);
+    let (topology, _) = Topology::resolve(&world.declared);
+    let told = |world: &World, status: &TrustedServerStatus| {
+        let key = ServerKey { namespace: "shop".into(), name: "web".into() };
+        let step = Step::ServerStatus { key, version: None, status: Box::new(status.clone()) };
+        news(&step, world, &topology).into_iter().map(|news| news.note).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&world, &status), Vec::<String>::new());
+    world.declared.servers[0].status = None;
+    assert!(told(&world, &status)[0].contains("web-1"));
+    assert_eq!(told(&world, &TrustedServerStatus::default()), Vec::<String>::new());
 }
 
 #[test]

@@ -7,17 +7,18 @@ use std::{
 };
 
 use entente::{
-    api::{TrustDomain, TrustedServer},
+    api::{ServerState, TrustDomain, TrustedServer},
     controller::{
         Memory,
         apply::{ApplyError, Cluster},
         round,
     },
-    identity::{DnsName, SpiffeId},
+    identity::DnsName,
     pki::{
         authority::{Authority, Serial, Validity},
-        ledger::{Holder, Ledger, Owner, Record},
+        ledger::{Holder, Owner, Record},
         register::Register,
+        rotation::{Move, State},
     },
     plan::{
         AuthorityFacts, AuthoritySeen, LedgerSeen, ProxySeen, Step, World,
@@ -31,8 +32,11 @@ use entente::{
 };
 use futures::executor::block_on;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use rcgen::KeyPair;
+
+/// Seconds that a certificate lives here.
+const LIFE: i64 = 90;
 
 /// SplitMix64: a seed is a history.
 struct Dice(u64);
@@ -60,6 +64,8 @@ impl Dice {
 struct Held {
     world: World,
     registers: BTreeMap<String, Register>,
+    /// The issuers that each sidecar knows, by its last brief.
+    acknowledged: BTreeMap<String, Vec<String>>,
     version: u64,
 }
 
@@ -189,6 +195,30 @@ impl Map {
 }
 
 impl Map {
+    /// What must hold at a move, whatever the leader saw: nobody is left behind, nothing in use is dropped.
+    fn may_move(&self, held: &Held, step: &Move) -> Result<(), ApplyError> {
+        let records = |key_id: &str| {
+            let ledgers = held.world.ledgers.values().filter_map(|seen| seen.ledger.as_ref());
+            ledgers.flat_map(|ledger| ledger.records()).any(|one| one.issuer == key_id && one.is_live(self.now()))
+        };
+        match step {
+            // As the real one does: a removal looks at the ledgers themselves.
+            Move::Remove(key_id) if records(key_id) => return Err(ApplyError::Conflict),
+            Move::Activate(key_id) => {
+                let alive = |uid: &&String| held.world.declared.pods.iter().any(|pod| pod.uid == **uid);
+                for (uid, issuers) in held.acknowledged.iter().filter(|(uid, _)| alive(uid)) {
+                    let live = held.world.ledgers.values().filter_map(|seen| seen.ledger.as_ref()).any(|ledger| {
+                        let own = |one: &&Record| one.holder == Holder::Pod(uid.clone()) && one.is_live(self.now());
+                        ledger.records().iter().any(|one| own(&one))
+                    });
+                    assert!(!live || issuers.contains(key_id), "{key_id} signs before {uid} knows it");
+                }
+            }
+            Move::Remove(_) | Move::Trust(_) => {}
+        }
+        Ok(())
+    }
+
     fn write_register(&self, held: &mut Held, domain: &str, step: &Step) -> Result<(), ApplyError> {
         let version = held.version;
         let fresh = Fresh {
@@ -197,10 +227,15 @@ impl Map {
         };
         let before = held.registers.get(domain).cloned();
         let number = before.as_ref().map_or(0, |register| register.published().number);
+        if let Step::MoveAuthority { step, .. } = step {
+            self.may_move(held, step)?;
+        }
         let after = register::after(step, before, fresh, self.now())
             .map_err(|error| ApplyError::Register(error.to_string()))?;
         let after = after.ok_or(ApplyError::Conflict)?;
         assert!(after.published().number > number, "numbers of lists strictly increase");
+        let signing = after.load(self.now()).map_err(|error| ApplyError::Register(error.to_string()))?;
+        assert_eq!(signing.members.iter().filter(|(one, _)| one.state == State::Active).count(), 1);
         if let Step::CreateAuthority { .. } = step {
             let root = after.active().unwrap().root_certificate.clone();
             self.roots.lock().unwrap().entry(domain.to_owned()).or_default().insert(root);
@@ -279,31 +314,11 @@ fn pod(namespace: &str, app: &str, number: u64) -> PodFacts {
     }
 }
 
-/// The ledger of a server whose one pod holds a certificate for another minute and a half.
-fn ledger(server: &TrustedServer, now: Timestamp) -> Ledger {
-    let key = key_of(server);
-    let id = SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), &key.namespace, &key.name).unwrap();
-    let uid = server.metadata.uid.clone().unwrap();
-    let end = Timestamp::from_second(now.as_second() + 90).unwrap();
-    let record = Record {
-        serial: serial(uid[1..].parse().unwrap(), 9),
-        holder: Holder::Pod(format!("pod-of-{uid}")),
-        key: uid.clone(),
-        issuer: "aa".to_owned(),
-        validity: Validity { not_before: now, not_after: end },
-        recorded: now,
-        revoked: None,
-    };
-    let mut ledger = Ledger::default();
-    ledger.append(&Owner { id, uid }, record, now).unwrap();
-    ledger
-}
-
 /// One random edit by users and by Kubernetes itself.
 fn life(map: &Map) {
     let (kind, place, number) = {
         let mut dice = map.dice.lock().unwrap();
-        (dice.below(9), dice.below(3), dice.below(6))
+        (dice.below(13), dice.below(3), dice.below(6))
     };
     let (namespace, name, now) = (format!("ns{place}"), format!("s{number}"), map.now());
     map.edit(|held| {
@@ -316,8 +331,6 @@ fn life(map: &Map) {
             2 | 3 => {
                 let new = server(&namespace, &name, now, version);
                 if !declared.servers.iter().any(|one| key_of(one) == key_of(&new)) {
-                    let seen = LedgerSeen { server: key_of(&new), ledger: Some(Arc::new(ledger(&new, now))) };
-                    held.world.ledgers.insert(format!("ledger-{namespace}-{name}"), seen);
                     declared.servers.push(new);
                 }
             }
@@ -331,26 +344,85 @@ fn life(map: &Map) {
                     one.metadata.resource_version = Some(version.to_string());
                 }
             }
-            5 | 6 => declared.pods.push(pod(&namespace, &name, version)),
+            5 | 6 => {
+                let new = pod(&namespace, &name, version);
+                issue(held, map, &new, version);
+                held.world.declared.pods.push(new);
+            }
             7 => declared.pods.truncate(number as usize),
+            9 => {
+                if let Some(domain) = declared.domains.first_mut() {
+                    domain.spec.rotation.requested_at = Some(Time(now));
+                    touch(&mut domain.metadata, version);
+                }
+            }
+            10 => {
+                if let Some(one) = declared.servers.last_mut() {
+                    one.spec.state = match one.spec.state {
+                        ServerState::Active => ServerState::Suspended,
+                        ServerState::Suspended => ServerState::Active,
+                    };
+                    touch(&mut one.metadata, version);
+                }
+            }
+            11 => {
+                if let Some(one) = declared.servers.first_mut() {
+                    one.spec.revoke_issued_before = Some(Time(now));
+                    touch(&mut one.metadata, version);
+                }
+            }
+            12 => {
+                let pods = declared.pods.clone();
+                for (number, pod) in pods.iter().enumerate() {
+                    issue(held, map, pod, version * 1_000 + number as u64);
+                }
+            }
             _ => {
                 if let Some(one) = declared.servers.first_mut() {
-                    one.metadata.generation = one.metadata.generation.map(|generation| generation + 1);
-                    one.metadata.resource_version = Some(version.to_string());
+                    touch(&mut one.metadata, version);
                 }
             }
         }
     });
 }
 
-/// The sidecars of all pods take over what they would be told now.
-fn sidecars_follow(map: &Map) {
+fn touch(meta: &mut ObjectMeta, version: u64) {
+    meta.generation = meta.generation.map(|generation| generation + 1);
+    meta.resource_version = Some(version.to_string());
+}
+
+/// A replica signs for a pod, as it sees the world: the record first, under the authority that is active.
+fn issue(held: &mut Held, map: &Map, pod: &PodFacts, number: u64) {
+    let (topology, _) = Topology::resolve(&held.world.declared);
+    let Ok(server) = topology.attest(pod) else { return };
+    let Some(register) = held.registers.get("contoso") else { return };
+    let (now, authority) = (map.now(), register.load(map.now()).unwrap().active);
+    let end = Timestamp::from_second(now.as_second() + LIFE).unwrap();
+    let record = Record {
+        serial: serial(number, 9),
+        holder: Holder::Pod(pod.uid.clone()),
+        key: number.to_string(),
+        issuer: authority.key_id().to_owned(),
+        validity: Validity { not_before: now, not_after: end },
+        recorded: now,
+        revoked: None,
+    };
+    let name = format!("ledger-{}-{}", server.key.namespace, server.key.name);
+    let mut ledger = held.world.ledgers.get(&name).and_then(|seen| seen.ledger.as_deref().cloned()).unwrap_or_default();
+    ledger.append(&Owner { id: server.id.clone(), uid: server.uid.clone() }, record, now).unwrap();
+    let seen = LedgerSeen { server: server.key.clone(), ledger: Some(Arc::new(ledger)) };
+    held.world.ledgers.insert(name, seen);
+}
+
+/// Some sidecars, or all of them, take over what they would be told now.
+fn sidecars_follow(map: &Map, all: bool) {
     map.edit(|held| {
         let (topology, _) = Topology::resolve(&held.world.declared);
         let world = World { authorities: map.seen(held).authorities, ..held.world.clone() };
         let now = map.now();
-        held.world.proxies = topology
+        let seen: Vec<(String, ProxySeen, Vec<String>)> = topology
             .pods()
+            .filter(|_| all || map.dice.lock().unwrap().one_in(2))
             .filter_map(|(key, pod)| {
                 let server = topology.server(key)?;
                 let revision = published(&topology, &world, &server.domain)?;
@@ -359,15 +431,20 @@ fn sidecars_follow(map: &Map) {
                 let brief = briefs::brief_of(&topology, server, pod, &trust, revision);
                 let end = Timestamp::from_second(now.as_second() + 86_400).ok()?;
                 let seen = ProxySeen {
-                    cursor: Some(brief.cursor),
+                    cursor: Some(brief.cursor.clone()),
                     connected: true,
                     leaf_not_before: Some(now),
                     leaf_not_after: Some(end),
                     ..ProxySeen::default()
                 };
-                Some((pod.uid.clone(), seen))
+                let issuers = brief.scopes[0].issuers.clone();
+                Some((pod.uid.clone(), seen, issuers))
             })
             .collect();
+        for (uid, seen, issuers) in seen {
+            held.acknowledged.insert(uid.clone(), issuers);
+            held.world.proxies.insert(uid, seen);
+        }
     });
 }
 
@@ -375,7 +452,7 @@ fn sidecars_follow(map: &Map) {
 fn settle(map: &Map, seed: u64) {
     let mut memory = Memory::default();
     for _ in 0..60 {
-        sidecars_follow(map);
+        sidecars_follow(map, true);
         let steps = block_on(round(map, &mut memory, map.now())).unwrap_or(1);
         if steps == 0 {
             return;
@@ -390,6 +467,9 @@ fn run(seed: u64) {
     let mut memory = Memory::default();
     for _ in 0..40 {
         life(&map);
+        if map.dice.lock().unwrap().one_in(2) {
+            sidecars_follow(&map, false);
+        }
         let seconds = map.dice.lock().unwrap().below(40);
         map.advance(i64::try_from(seconds).unwrap());
         // A fault ends the round as a kill would: what was planned is forgotten.
@@ -400,8 +480,10 @@ fn run(seed: u64) {
     }
     *map.faults.lock().unwrap() = false;
     // Past the end of every certificate, and past the time that a revoked one stays listed.
-    map.advance(4_000);
-    settle(&map, seed);
+    for _ in 0..6 {
+        map.advance(700);
+        settle(&map, seed);
+    }
     judge(&map, seed);
     let before = *map.written.lock().unwrap();
     settle(&map, seed);
@@ -419,6 +501,16 @@ fn judge(map: &Map, seed: u64) {
     assert_eq!(world.bundles.keys().collect::<BTreeSet<_>>(), joined, "seed {seed}: bundles where they belong");
     let servers: BTreeSet<ServerKey> = world.declared.servers.iter().map(key_of).collect();
     assert!(world.ledgers.values().all(|ledger| servers.contains(&ledger.server)), "seed {seed}: no orphaned ledger");
+    let register = &held.registers["contoso"];
+    assert_eq!(register.load(map.now()).unwrap().members.len(), 1, "seed {seed}: every rotation comes to its end");
+    let marked = |record: &Record| record.revoked.is_some() || record.validity.not_after < map.now();
+    let records = world.ledgers.values().filter_map(|seen| seen.ledger.as_ref()).flat_map(|ledger| ledger.records());
+    let mut serials: Vec<Serial> = records.clone().map(|record| record.serial).collect();
+    let count = serials.len();
+    serials.sort();
+    serials.dedup();
+    assert_eq!(serials.len(), count, "seed {seed}: no serial twice");
+    assert!(records.clone().all(marked), "seed {seed}: what nobody renews ends or is taken back");
     let (topology, problems) = Topology::resolve(&world.declared);
     let status = world.declared.domains[0].status.clone().unwrap();
     assert_eq!(status.topology_digest, topology.domain("contoso").unwrap().digest, "seed {seed}: published");
@@ -429,7 +521,7 @@ fn judge(map: &Map, seed: u64) {
         let sound = !problems.iter().any(|(owner, _)| *owner == Key::Server(key.clone()));
         assert_eq!(is("Accepted").as_deref(), Some(if sound { "True" } else { "False" }), "seed {seed}: {key}");
         let pods = topology.pods_of(&key).count();
-        let ready = sound && pods > 0;
+        let ready = sound && pods > 0 && object.spec.state == ServerState::Active;
         assert_eq!(is("Ready").as_deref() == Some("True"), ready, "seed {seed}: {key} with {pods} pods");
     }
 }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{Plan, Step, World, survey::Survey, withdrawals::Withdrawals};
 use crate::{
-    api::{ProxyCounts, TrustedServer, TrustedServerStatus, conditions::State},
+    api::{ProxyCounts, TrustedServer, conditions::State},
     topology::{Key, Problem, ServerKey, Topology},
 };
 
@@ -59,16 +59,6 @@ pub(super) fn all(
             plan.steps.push(Step::DomainStatus { name, version, status: Box::new(status) });
         }
     }
-}
-
-/// What a new status has to say aloud: pods that have no sidecar, when that becomes known.
-pub fn bare_pods(old: Option<&TrustedServerStatus>, new: &TrustedServerStatus) -> Option<String> {
-    let said = |status: &TrustedServerStatus| {
-        let bare = status.conditions.iter().find(|one| one.reason == "PodsWithoutProxy" && one.type_ != "Ready");
-        bare.map(|one| one.message.clone())
-    };
-    let now = said(new)?;
-    (old.and_then(said).as_ref() != Some(&now)).then_some(now)
 }
 
 /// Key identifier of the issuer that a domain's status names.

@@ -6,6 +6,7 @@ use crate::{
         CertificateCounts, ProxyCounts, RevocationCounts, TrustedServer, TrustedServerStatus,
         conditions::{State, ready, seconds, write},
     },
+    brief::Standing,
     plan::{
         published,
         survey::Pods,
@@ -155,6 +156,10 @@ fn certified(seen: &Seen<'_>, server: &Server, pods: &Pods<'_>) -> State {
         let message =
             format!("not under ServiceAccount {wanted}, so without certificate: {}", named(&pods.foreign_account));
         return State::bad(KIND, "ServiceAccountMismatch", message);
+    }
+    if server.standing == Standing::Suspended {
+        let message = "spec.state is Suspended: its certificates are revoked, and none is issued".to_owned();
+        return State::bad(KIND, "Suspended", message);
     }
     if usable(seen.world, &server.domain).is_none() {
         return State::bad(KIND, "AuthorityNotReady", format!("TrustDomain {} has no sound authority", server.domain));
