@@ -13,13 +13,13 @@ use crate::{
 };
 
 /// A connection that counts aloud: one line for each 100 ms, from the server through both sidecars.
-struct Ticking {
+pub(crate) struct Ticking {
     child: Child,
     lines: Receiver<Instant>,
 }
 
 impl Ticking {
-    fn start(place: &Place, from: &str, address: &str) -> Self {
+    pub(crate) fn start(place: &Place, from: &str, address: &str) -> Self {
         let mut child = program("kubectl")
             .args([
                 "-n",
@@ -51,13 +51,13 @@ impl Ticking {
     }
 
     /// Waits for the next line.
-    fn ticks(&self, within: Duration) -> bool {
+    pub(crate) fn ticks(&self, within: Duration) -> bool {
         while self.lines.try_recv().is_ok() {}
         self.lines.recv_timeout(within).is_ok()
     }
 
     /// How long until the connection ends, at most `within`.
-    fn ends(&self, within: Duration) -> Option<Duration> {
+    pub(crate) fn ends(&self, within: Duration) -> Option<Duration> {
         let began = Instant::now();
         while began.elapsed() < within {
             match self.lines.recv_timeout(within.saturating_sub(began.elapsed())) {
@@ -77,11 +77,13 @@ impl Drop for Ticking {
     }
 }
 
+/// A server that ticks ten times a second on port 7000.
+pub(crate) const CLOCK: &str = "exec socat TCP-LISTEN:7000,fork,reuseaddr SYSTEM:'while echo tick; do sleep 0.1; done'";
+
 #[test]
 fn a_peer_may_call_within_two_seconds_and_is_cut_within_two_seconds_and_no_other_is_touched() {
     let place = Place::alone("allow");
-    let clock = "exec socat TCP-LISTEN:7000,fork,reuseaddr SYSTEM:'while echo tick; do sleep 0.1; done'";
-    place.apply(&server("clock", clock, "[{name: clock, port: 7000, allowFrom: [{server: {name: first}}]}]", ""));
+    place.apply(&server("clock", CLOCK, "[{name: clock, port: 7000, allowFrom: [{server: {name: first}}]}]", ""));
     place.apply(&server("first", IDLE, "[]", ""));
     place.apply(&server("second", IDLE, "[]", ""));
     place.ready(&["clock", "first", "second"]);

@@ -12,6 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// The operator's namespace.
+pub(crate) const SYSTEM: &str = "entente-system";
+
 /// Tests that need the control plane share it; those that take it away have it alone.
 static CONTROL_PLANE: RwLock<()> = RwLock::new(());
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -118,15 +121,15 @@ impl Place {
         Self::named(test, "contoso", None, Some(alone))
     }
 
-    /// With a trust domain of its own, of which `leaf` is the YAML of `spec.leaf`.
-    pub(crate) fn with_domain(test: &str, leaf: &str) -> Self {
+    /// With a trust domain of its own; `more` is further YAML of its spec, in flow style.
+    pub(crate) fn with_domain(test: &str, more: &str) -> Self {
         let shared = CONTROL_PLANE.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut place = Self::named(test, test, Some(shared), None);
         apply(&format!(
             "apiVersion: entente.dev/v1alpha1
 kind: TrustDomain
 metadata: {{name: {test}}}
-spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: {leaf}}}"
+spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], {more}}}"
         ));
         place.domain = Some(test.to_owned());
         place
@@ -266,6 +269,27 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], leaf: 
             "-o",
             "jsonpath={.items[0].metadata.name}",
         ])
+    }
+
+    /// A field of a server, by its JSON path.
+    pub(crate) fn field(&self, server: &str, path: &str) -> String {
+        self.kubectl(&["get", "trustedserver", server, "-o", &format!("jsonpath={path}")]).out
+    }
+
+    /// The trust bundle of this namespace: `ca.crt`, `crl.pem` and the like.
+    pub(crate) fn bundle(&self, key: &str) -> String {
+        let path = format!("jsonpath={{.data.{}}}", key.replace('.', "\\."));
+        self.kubectl(&["get", "configmap", "entente-trust-bundle", "-o", &path]).out
+    }
+
+    /// The lines of the ledger of a server.
+    pub(crate) fn ledger(&self, server: &str) -> Vec<String> {
+        let template =
+            "jsonpath={range .items[*]}{.metadata.annotations.entente\\.dev/server}{\"\\n\"}{.data.records}{end}";
+        let all = must(&["-n", SYSTEM, "get", "configmaps", "-l", "entente.dev/part=ledger", "-o", template]);
+        let own = format!("{}/{server}", self.name);
+        let lines = all.lines().skip_while(|line| *line != own).skip(1);
+        lines.take_while(|line| !line.contains('/') || line.contains(' ')).map(str::to_owned).collect()
     }
 
     /// What a person would look at first.

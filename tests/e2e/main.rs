@@ -10,5 +10,7 @@ mod objects;
 mod outage;
 mod refused;
 mod renewal;
+mod revocation;
+mod rotation;
 mod server_tls;
 mod talk;

@@ -10,7 +10,7 @@ use crate::{
 #[test]
 fn leaves_of_two_minutes_are_renewed_under_steady_load_and_no_request_fails() {
     let lifetime = amount(120, 60);
-    let place = Place::with_domain("renewal", &format!("{{lifetimeSeconds: {lifetime}, clockSkewSeconds: 30}}"));
+    let place = Place::with_domain("renewal", &format!("leaf: {{lifetimeSeconds: {lifetime}, clockSkewSeconds: 30}}"));
     place.apply(&server("web", &web(8080, "hello"), "[{name: http, port: 80, targetPort: 8080}]", ""));
     place.apply(&service("web", 80, 8080));
     place.apply(&server("client", IDLE, "[]", ""));
