@@ -1,6 +1,11 @@
 //! The seam to the cluster: what is observed and how a step is applied, by Kubernetes here and by a map in tests.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::{
     ByteString,
@@ -8,7 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use rcgen::KeyPair;
@@ -162,8 +167,8 @@ async fn write_register(client: &Client, namespace: &str, domain: &str, step: &S
     let name = format!("{AUTHORITY}{domain}");
     let held = within(api.get_opt(&name)).await?;
     let before = held.as_ref().map(|secret| read_register(secret).map_err(ApplyError::Register)).transpose()?;
-    if let Step::MoveAuthority { step: Move::Remove(key_id), .. } = step {
-        nothing_lives(client, namespace, key_id).await?;
+    if let Step::MoveAuthority { step, known, .. } = step {
+        nothing_in_the_way(client, namespace, domain, step, known).await?;
     }
     let serial = || Serial::from_random(telemetry::random());
     let fresh = Fresh { keys: [KeyPair::generate()?, KeyPair::generate()?], serials: [serial(), serial()] };
@@ -190,18 +195,25 @@ async fn write_register(client: &Client, namespace: &str, domain: &str, step: &S
     Ok(())
 }
 
-/// A removal rests on what the ledgers say now, not on what a cache says: nobody may hold a certificate of `key_id`.
-async fn nothing_lives(client: &Client, namespace: &str, key_id: &str) -> Result<(), ApplyError> {
+/// A move rests on what the ledgers say now, not on what a cache says.
+async fn nothing_in_the_way(
+    client: &Client,
+    namespace: &str,
+    domain: &str,
+    step: &Move,
+    known: &BTreeSet<String>,
+) -> Result<(), ApplyError> {
     let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
     let held = within(api.list(&ListParams::default().labels(&format!("{PART}=ledger")))).await?;
-    let now = telemetry::now();
+    let mut ledgers = vec![];
     for map in held {
-        let ledger = Ledger::parse(map.data.as_ref().unwrap_or(&BTreeMap::new()));
         // What cannot be read may say anything.
-        let Ok(ledger) = ledger else { return Err(ApplyError::Conflict) };
-        if ledger.records().iter().any(|record| record.issuer == key_id && record.is_live(now)) {
-            return Err(ApplyError::Conflict);
-        }
+        let ledger = Ledger::parse(map.data.as_ref().unwrap_or(&BTreeMap::new()));
+        ledgers.push(ledger.map_err(|error| ApplyError::Register(format!("{}: {error}", map.name_any())))?);
+    }
+    if register::stands_in_the_way(&ledgers, step, known, telemetry::now()) {
+        info!(domain, ?step, "a certificate was issued meanwhile that stands in the way; looking again");
+        return Err(ApplyError::Conflict);
     }
     Ok(())
 }

@@ -1,7 +1,10 @@
 //! Authorities, from their creation to their removal, and the lists of what they took back: every step is one write of
 //! the domain's register.
 
-use std::sync::Arc;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 
@@ -14,7 +17,7 @@ use crate::{
     pki::{
         authority::{Authority, Material, Terms, Validity},
         crl,
-        ledger::Record,
+        ledger::{Holder, Record},
         register::{Listed, MAX_AUTHORITIES, digest, fitting},
         rotation::{self, Facts, State, Waiting},
     },
@@ -121,13 +124,35 @@ pub(super) fn authority(
     };
     match waiting {
         Some(Ok(step)) => {
-            plan.steps.push(Step::MoveAuthority { domain: name, step, lists });
+            let known = known(survey);
+            plan.steps.push(Step::MoveAuthority { domain: name, step, known, lists });
             return;
         }
         Some(Err(Waiting::TrustedTime(at) | Waiting::Linger(at))) => plan.wake(at),
         Some(Err(Waiting::Acknowledgement | Waiting::LiveLeaves)) | None => {}
     }
     publish(domain, facts, lists, now, plan);
+}
+
+/// UIDs of pods that have acknowledged what is known now.
+fn known(survey: &Survey<'_>) -> BTreeSet<String> {
+    survey.values().flat_map(|pods| &pods.acknowledged).map(|uid| (*uid).to_owned()).collect()
+}
+
+/// Pods that hold a certificate in use and have not acknowledged what is known now, by name.
+pub(super) fn lagging(domain: &Domain, world: &World, survey: &Survey<'_>, now: Timestamp) -> Vec<String> {
+    let known = known(survey);
+    let name = |uid: &String| {
+        let pod = world.declared.pods.iter().find(|pod| pod.uid == *uid);
+        pod.map_or_else(|| format!("a pod that is gone ({uid})"), |pod| format!("{}/{}", pod.namespace, pod.name))
+    };
+    let holders =
+        records(world, domain).filter(|record| record.is_live(now)).filter_map(|record| match &record.holder {
+            Holder::Pod(uid) => Some(uid),
+            Holder::Secret(_) => None,
+        });
+    let lagging: BTreeSet<String> = holders.filter(|uid| !known.contains(*uid)).map(name).collect();
+    lagging.into_iter().collect()
 }
 
 pub(super) fn members(facts: &AuthorityFacts) -> Vec<rotation::Member> {
@@ -143,7 +168,7 @@ pub(super) fn gates(
     survey: &Survey<'_>,
     now: Timestamp,
 ) -> Facts {
-    let mut live = std::collections::BTreeMap::new();
+    let mut live = BTreeMap::new();
     for record in records(world, domain).filter(|record| record.is_live(now)) {
         *live.entry(record.issuer.clone()).or_default() += 1;
     }
@@ -156,8 +181,7 @@ pub(super) fn gates(
         Supplied::Managed | Supplied::Broken(_) => None,
     };
     Facts {
-        acknowledged: survey.values().all(|pods| pods.unacknowledged.is_empty())
-            && super::unbundled(domain, world).is_empty(),
+        acknowledged: lagging(domain, world, survey, now).is_empty() && super::unbundled(domain, world).is_empty(),
         min_trusted_seconds: u32::try_from(domain.rotation.min_trusted_seconds).unwrap_or_default(),
         live,
         roll_back_to: domain.rotation.roll_back_to.clone().or(again),

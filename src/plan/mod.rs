@@ -64,6 +64,8 @@ pub enum Step {
         domain: String,
         /// The move.
         step: Move,
+        /// UIDs of pods that have acknowledged what is known now.
+        known: BTreeSet<String>,
         /// What the lists say.
         lists: Lists,
     },

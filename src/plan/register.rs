@@ -1,5 +1,7 @@
 //! The register of a domain after a step: what the leader writes, and what a simulation writes.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use rcgen::KeyPair;
 
@@ -7,8 +9,9 @@ use super::{Coming, Lists, Step};
 use crate::pki::{
     authority::{self, Material, Serial},
     crl::Window,
+    ledger::{Holder, Ledger},
     register::{Register, RegisterError},
-    rotation::State,
+    rotation::{Move, State},
 };
 
 /// Keys and serials for whatever a step makes.
@@ -56,6 +59,25 @@ pub fn after(
         }
         _ => Ok(None),
     }
+}
+
+/// Whether what the ledgers say *now* stands in the way of a move: a plan rests on what was seen a moment ago.
+pub fn stands_in_the_way<'a>(
+    ledgers: impl IntoIterator<Item = &'a Ledger>,
+    step: &Move,
+    known: &BTreeSet<String>,
+    now: Timestamp,
+) -> bool {
+    let mut live = ledgers.into_iter().flat_map(|ledger| ledger.records()).filter(|record| record.is_live(now));
+    live.any(|record| match step {
+        // Nobody may hold what it signed.
+        Move::Remove(key_id) => record.issuer == *key_id,
+        // Whoever got a certificate since may not know the one that will sign.
+        Move::Trust(_) | Move::Activate(_) => match &record.holder {
+            Holder::Pod(uid) => !known.contains(uid),
+            Holder::Secret(_) => false,
+        },
+    })
 }
 
 fn window(lists: &Lists, now: Timestamp) -> Window {

@@ -1,6 +1,6 @@
 //! How every pod of every server stands: sidecar, certificate, brief in force. Conditions and rotations rest on it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
@@ -25,6 +25,8 @@ pub(super) struct Pods<'a> {
     pub(super) overdue: Vec<&'a str>,
     /// Those with a certificate in use that do not have their own current brief in force, however short.
     pub(super) unacknowledged: Vec<&'a str>,
+    /// UIDs of those that have.
+    pub(super) acknowledged: BTreeSet<&'a str>,
     pub(super) connected: usize,
     pub(super) current: usize,
     pub(super) ends: Vec<Timestamp>,
@@ -86,6 +88,7 @@ fn pods<'a>(
         pods.connected += usize::from(seen.connected);
         if seen.connected && current {
             pods.current += 1;
+            pods.acknowledged.insert(&pod.uid);
             continue;
         }
         if holds(world, &server.key, pod, now) {

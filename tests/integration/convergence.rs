@@ -196,25 +196,22 @@ impl Map {
 
 impl Map {
     /// What must hold at a move, whatever the leader saw: nobody is left behind, nothing in use is dropped.
-    fn may_move(&self, held: &Held, step: &Move) -> Result<(), ApplyError> {
-        let records = |key_id: &str| {
-            let ledgers = held.world.ledgers.values().filter_map(|seen| seen.ledger.as_ref());
-            ledgers.flat_map(|ledger| ledger.records()).any(|one| one.issuer == key_id && one.is_live(self.now()))
-        };
+    fn may_move(&self, held: &Held, step: &Move, known: &BTreeSet<String>) -> Result<(), ApplyError> {
+        let ledgers = || held.world.ledgers.values().filter_map(|seen| seen.ledger.as_deref());
+        if register::stands_in_the_way(ledgers(), step, known, self.now()) {
+            return Err(ApplyError::Conflict);
+        }
+        let live = || ledgers().flat_map(|ledger| ledger.records()).filter(|record| record.is_live(self.now()));
         match step {
-            // As the real one does: a removal looks at the ledgers themselves.
-            Move::Remove(key_id) if records(key_id) => return Err(ApplyError::Conflict),
+            Move::Remove(key_id) => assert!(live().all(|one| one.issuer != *key_id), "{key_id} is still in use"),
             Move::Activate(key_id) => {
-                let alive = |uid: &&String| held.world.declared.pods.iter().any(|pod| pod.uid == **uid);
-                for (uid, issuers) in held.acknowledged.iter().filter(|(uid, _)| alive(uid)) {
-                    let live = held.world.ledgers.values().filter_map(|seen| seen.ledger.as_ref()).any(|ledger| {
-                        let own = |one: &&Record| one.holder == Holder::Pod(uid.clone()) && one.is_live(self.now());
-                        ledger.records().iter().any(|one| own(&one))
-                    });
-                    assert!(!live || issuers.contains(key_id), "{key_id} signs before {uid} knows it");
+                let (topology, _) = Topology::resolve(&held.world.declared);
+                for (uid, issuers) in held.acknowledged.iter().filter(|(uid, _)| topology.pod(uid).is_some()) {
+                    let holds = live().any(|one| one.holder == Holder::Pod(uid.clone()));
+                    assert!(!holds || issuers.contains(key_id), "{key_id} signs before {uid} knows it");
                 }
             }
-            Move::Remove(_) | Move::Trust(_) => {}
+            Move::Trust(_) => {}
         }
         Ok(())
     }
@@ -227,8 +224,8 @@ impl Map {
         };
         let before = held.registers.get(domain).cloned();
         let number = before.as_ref().map_or(0, |register| register.published().number);
-        if let Step::MoveAuthority { step, .. } = step {
-            self.may_move(held, step)?;
+        if let Step::MoveAuthority { step, known, .. } = step {
+            self.may_move(held, step, known)?;
         }
         let after = register::after(step, before, fresh, self.now())
             .map_err(|error| ApplyError::Register(error.to_string()))?;
@@ -281,6 +278,7 @@ fn domain() -> TrustDomain {
     serde_json::from_value(serde_json::json!({
         "apiVersion": "entente.dev/v1alpha1", "kind": "TrustDomain", "metadata": {"name": "contoso"},
         "spec": {"spiffeTrustDomain": "contoso.example", "dnsSuffixes": ["contoso.example"],
+                 "rotation": {"minTrustedSeconds": 10},
                  "authority": {"managed": {"issuerLifetimeDays": 2, "rootLifetimeDays": 400}}},
     }))
     .unwrap()
@@ -318,7 +316,7 @@ fn pod(namespace: &str, app: &str, number: u64) -> PodFacts {
 fn life(map: &Map) {
     let (kind, place, number) = {
         let mut dice = map.dice.lock().unwrap();
-        (dice.below(13), dice.below(3), dice.below(6))
+        (dice.below(12), dice.below(3), dice.below(6))
     };
     let (namespace, name, now) = (format!("ns{place}"), format!("s{number}"), map.now());
     map.edit(|held| {
@@ -345,9 +343,8 @@ fn life(map: &Map) {
                 }
             }
             5 | 6 => {
-                let new = pod(&namespace, &name, version);
-                issue(held, map, &new, version);
-                held.world.declared.pods.push(new);
+                let owner = declared.servers.get(number as usize % declared.servers.len().max(1)).map(key_of);
+                declared.pods.extend(owner.map(|owner| pod(&owner.namespace, &owner.name, version)));
             }
             7 => declared.pods.truncate(number as usize),
             9 => {
@@ -371,16 +368,30 @@ fn life(map: &Map) {
                     touch(&mut one.metadata, version);
                 }
             }
-            12 => {
-                let pods = declared.pods.clone();
-                for (number, pod) in pods.iter().enumerate() {
-                    issue(held, map, pod, version * 1_000 + number as u64);
-                }
-            }
             _ => {
                 if let Some(one) = declared.servers.first_mut() {
                     touch(&mut one.metadata, version);
                 }
+            }
+        }
+    });
+}
+
+/// Every pod whose certificate is past its half, or who has none, gets the next one.
+fn renew(map: &Map) {
+    map.edit(|held| {
+        let half = Timestamp::from_second(map.now().as_second() + LIFE / 2).unwrap();
+        for pod in held.world.declared.pods.clone() {
+            let fresh = |record: &Record| {
+                record.holder == Holder::Pod(pod.uid.clone())
+                    && record.revoked.is_none()
+                    && record.validity.not_after > half
+            };
+            let ledgers = held.world.ledgers.values().filter_map(|seen| seen.ledger.as_ref());
+            if !ledgers.flat_map(|ledger| ledger.records()).any(fresh) {
+                held.version += 1;
+                let number = held.version;
+                issue(held, map, &pod, number);
             }
         }
     });
@@ -422,7 +433,7 @@ fn sidecars_follow(map: &Map, all: bool) {
         let now = map.now();
         let seen: Vec<(String, ProxySeen, Vec<String>)> = topology
             .pods()
-            .filter(|_| all || map.dice.lock().unwrap().one_in(2))
+            .filter(|_| all || map.dice.lock().unwrap().one_in(3))
             .filter_map(|(key, pod)| {
                 let server = topology.server(key)?;
                 let revision = published(&topology, &world, &server.domain)?;
@@ -463,10 +474,15 @@ fn settle(map: &Map, seed: u64) {
 
 fn run(seed: u64) {
     let map = Map::new(seed);
-    map.edit(|held| held.world.first_domain = Some(domain()));
+    map.edit(|held| {
+        held.world.first_domain = Some(domain());
+        let all = ["ns0", "ns1", "ns2"].map(|name| (name.to_owned(), Some("contoso".to_owned())));
+        held.world.declared.namespaces = all.into();
+    });
     let mut memory = Memory::default();
     for _ in 0..40 {
         life(&map);
+        renew(&map);
         if map.dice.lock().unwrap().one_in(2) {
             sidecars_follow(&map, false);
         }

@@ -14,7 +14,7 @@ use crate::{
     },
     plan::{
         AuthorityFacts, AuthoritySeen, Plan,
-        authorities::{Supplied, gates, members, replaced, supplied},
+        authorities::{Supplied, gates, lagging, members, replaced, supplied},
         bundles::unbundled,
         usable,
         withdrawals::Withdrawals,
@@ -221,12 +221,8 @@ fn rotation_complete(
                 let message = format!("authority {} is on its way to every sidecar and bundle", one.key_id);
                 return State::bad(KIND, "Preparing", message);
             }
-            let lagging: Vec<&str> = seen
-                .surveys
-                .iter()
-                .filter(|(key, _)| seen.topology.server(key).is_some_and(|server| server.domain == domain.name))
-                .flat_map(|(_, pods)| pods.unacknowledged.iter().copied())
-                .collect();
+            let lagging = lagging(domain, seen.world, seen.surveys, seen.now);
+            let lagging: Vec<&str> = lagging.iter().map(String::as_str).collect();
             let bundles = unbundled(domain, seen.world);
             let whom = if lagging.is_empty() { named(&bundles) } else { named(&lagging) };
             let message = format!("authority {} waits for: {whom}. It never goes on without them", one.key_id);
