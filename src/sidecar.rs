@@ -27,6 +27,8 @@ pub const DOMAIN_LABEL: &str = "entente.dev/trust-domain";
 
 /// Where the memory-backed volume with key, chain and last brief is mounted, in the sidecar only.
 pub const STATE_DIR: &str = "/run/entente/state";
+/// Where the certificate that ServerTLS ports show is mounted, in the sidecar only, where the server names one.
+pub const SERVER_CERTIFICATE_DIR: &str = "/run/entente/server-certificate";
 /// Where the projected pod-bound token is mounted, in the sidecar only.
 pub const TOKEN_FILE: &str = "/run/entente/token/token";
 

@@ -100,6 +100,8 @@ pub(super) async fn apply(client: &Client, namespace: &str, step: &Step) -> Resu
         | Step::MoveAuthority { domain, .. }
         | Step::PublishLists { domain, .. } => write_register(client, namespace, domain, step).await?,
         Step::Revoke { ledger, server, marks } => revoke(client, namespace, ledger, server, marks).await?,
+        // It needs the topology, which the loop has.
+        Step::WriteSecret { .. } => return Err(ApplyError::Conflict),
         Step::Hold { key, version, finalizers } => {
             let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
             let api = Api::<TrustedServer>::namespaced(client.clone(), &key.namespace);

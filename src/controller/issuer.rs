@@ -346,6 +346,6 @@ fn attested(view: &View, pod: &PodFacts) -> Result<Attested, Refused> {
 }
 
 /// `entente-ledger-HASH`: names of servers are longer than a ConfigMap's may be.
-fn ledger_name(key: &ServerKey) -> String {
+pub(super) fn ledger_name(key: &ServerKey) -> String {
     format!("{LEDGER}{}", &pki::sha256_hex(key.to_string().as_bytes())[..16])
 }

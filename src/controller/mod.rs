@@ -10,6 +10,7 @@ mod health;
 mod issuer;
 mod proxies;
 mod replicas;
+mod secrets;
 mod serving;
 mod stores;
 mod view;
@@ -46,7 +47,7 @@ use crate::{
     pki::control::SERVING_SECONDS,
     plan::{self, News, Plan, Step, World, withdrawals::gone},
     telemetry,
-    topology::{Key, Problem, Topology},
+    topology::{Key, Problem, Server, Topology},
 };
 use apply::{ApplyError, Cluster};
 use proxies::Proxies;
@@ -281,6 +282,7 @@ impl Seat {
         if !lead {
             return SWEEP;
         }
+        world.secrets = memory.secrets.look(&self.client, next.topology.servers(), now).await;
         let plan = plan::plan(&next.topology, &problems, &world, now);
         memory.behind(&plan, now);
         let mut pause = plan.wake_at.map_or(SWEEP, |at| {
@@ -293,7 +295,14 @@ impl Seat {
             if !*self.leads.borrow() {
                 break;
             }
-            match apply::apply(&self.client, &self.namespace, step).await {
+            let applied = match step {
+                Step::WriteSecret { server, fingerprint } => {
+                    memory.secrets.forget(&server.key);
+                    self.write_secret(server, fingerprint, &next.topology).await
+                }
+                _ => apply::apply(&self.client, &self.namespace, step).await,
+            };
+            match applied {
                 Ok(()) => self.tell(step, &world, &next.topology),
                 Err(failure) => {
                     log_failure(step, &failure);
@@ -302,6 +311,12 @@ impl Seat {
             }
         }
         pause
+    }
+
+    async fn write_secret(&self, server: &Server, fingerprint: &str, topology: &Topology) -> Result<(), ApplyError> {
+        let domain = topology.domain(&server.domain).ok_or(ApplyError::Conflict)?;
+        let names = plan::secrets::names(topology, server);
+        secrets::write(&self.client, &self.namespace, (server, domain, names), fingerprint).await
     }
 
     /// An Event where something was taken back, a rotation moved, or a status says something new that needs a person.
@@ -333,11 +348,12 @@ fn resolve(world: &World) -> (Topology, Vec<(Key, Problem)>) {
 }
 
 /// What one replica remembers from round to round; a new one begins without it and loses only patience.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Memory {
     behind_since: BTreeMap<String, Timestamp>,
     gone_since: BTreeMap<String, Timestamp>,
     reported: BTreeMap<Key, Vec<Problem>>,
+    secrets: secrets::Secrets,
 }
 
 impl Memory {
@@ -396,6 +412,7 @@ fn log_failure(step: &Step, failure: &ApplyError) {
         Step::MoveAuthority { .. } => "move an authority on",
         Step::PublishLists { .. } => "sign revocation lists",
         Step::Revoke { .. } => "write down revocations",
+        Step::WriteSecret { .. } => "write the Secret of a server",
         Step::Hold { .. } => "hold or release a server",
         Step::WriteBundle { .. } => "write a bundle",
         Step::DeleteBundle { .. } => "remove a bundle",

@@ -72,6 +72,10 @@ impl Webhook {
         };
         let server = view.topology.selecting(namespace, &labels);
         let Some(name) = server.map(|server| &server.key.name).or(named) else { return response };
+        if server.is_some_and(|server| server.secret_name.is_some()) {
+            // Its software holds the key and speaks mutual TLS itself.
+            return response;
+        }
         let ports = server.map(|server| server.ports.as_slice()).unwrap_or_default();
         let udp: Vec<u16> = ports.iter().filter(|port| port.mode.is_none()).map(|port| port.port).collect();
         let resources = ProxyResources::default();
@@ -81,6 +85,7 @@ impl Webhook {
             control_address: &self.control_address,
             control_ca: &self.control_ca,
             server: name,
+            server_certificate: server.and_then(|server| server.server_secret_name.as_deref()),
             udp_ports: &udp,
             drain_seconds: server.map_or(30, |server| server.drain_seconds),
             resources: server.map_or(&resources, |server| &server.resources),

@@ -9,7 +9,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    AuthorityFacts, AuthoritySeen, MemberFacts, Plan, Step, World, conditions, survey::Survey, usable,
+    AuthorityFacts, AuthoritySeen, MemberFacts, Plan, Step, World, conditions, secrets, survey::Survey, usable,
     withdrawals::Withdrawals,
 };
 use crate::{
@@ -21,7 +21,7 @@ use crate::{
         register::{Listed, MAX_AUTHORITIES, digest, fitting},
         rotation::{self, Facts, State, Waiting},
     },
-    topology::{Domain, ServerKey},
+    topology::{Domain, ServerKey, Topology},
 };
 
 /// What the lists of a domain are made of.
@@ -92,6 +92,7 @@ fn terms(domain: &Domain) -> Terms {
 
 /// Everything that `domain`'s register needs next: at most one write a round.
 pub(super) fn authority(
+    topology: &Topology,
     domain: &Domain,
     world: &World,
     withdrawals: &Withdrawals,
@@ -120,7 +121,7 @@ pub(super) fn authority(
             plan.steps.push(Step::PrepareAuthority { domain: name, coming, lists });
             return;
         }
-        None => rotation::next(&members(facts), &gates(domain, world, facts, &given, survey, now), now),
+        None => rotation::next(&members(facts), &gates(topology, domain, world, facts, &given, survey, now), now),
     };
     match waiting {
         Some(Ok(step)) => {
@@ -160,7 +161,9 @@ pub(super) fn members(facts: &AuthorityFacts) -> Vec<rotation::Member> {
 }
 
 /// What must be true before an authority moves on.
+#[allow(clippy::too_many_arguments, reason = "what a move waits for comes from everywhere")]
 pub(super) fn gates(
+    topology: &Topology,
     domain: &Domain,
     world: &World,
     facts: &AuthorityFacts,
@@ -181,7 +184,9 @@ pub(super) fn gates(
         Supplied::Managed | Supplied::Broken(_) => None,
     };
     Facts {
-        acknowledged: lagging(domain, world, survey, now).is_empty() && super::unbundled(domain, world).is_empty(),
+        acknowledged: lagging(domain, world, survey, now).is_empty()
+            && super::unbundled(domain, world).is_empty()
+            && secrets::outdated(topology, world, domain).is_empty(),
         min_trusted_seconds: u32::try_from(domain.rotation.min_trusted_seconds).unwrap_or_default(),
         live,
         roll_back_to: domain.rotation.roll_back_to.clone().or(again),

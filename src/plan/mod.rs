@@ -10,6 +10,7 @@ mod conditions;
 mod news;
 pub mod register;
 pub mod routes;
+pub mod secrets;
 pub mod sidecars;
 mod survey;
 pub mod withdrawals;
@@ -27,7 +28,7 @@ use crate::{
     api::{TrustDomain, TrustDomainStatus, TrustedServerStatus},
     brief::Cursor,
     pki::{authority::Serial, crl::Reason, rotation::Move},
-    topology::{Key, Problem, ServerKey, Topology},
+    topology::{Key, Problem, Server, ServerKey, Topology},
 };
 use bundles::unbundled;
 use withdrawals::{Withdrawals, withdrawals};
@@ -84,6 +85,13 @@ pub enum Step {
         server: ServerKey,
         /// Which certificates, and why.
         marks: Vec<(Serial, Reason)>,
+    },
+    /// Make key and certificate for software that holds its key itself, and write them into its Secret.
+    WriteSecret {
+        /// Whose.
+        server: Box<Server>,
+        /// What it is made for.
+        fingerprint: String,
     },
     /// Keep a server's object until all that it held is taken back, or let it go.
     Hold {
@@ -167,8 +175,9 @@ pub fn plan(topology: &Topology, problems: &[(Key, Problem)], world: &World, now
         let withdrawals = withdrawals(topology, world, domain, now);
         let survey = survey::survey(topology, world, domain, &withdrawals, now, &mut plan);
         authorities::marks(&withdrawals, &mut plan);
-        authorities::authority(domain, world, &withdrawals, &survey, now, &mut plan);
+        authorities::authority(topology, domain, world, &withdrawals, &survey, now, &mut plan);
         bundles::write(domain, world, &mut plan);
+        secrets::write(topology, domain, world, now, &mut plan);
         surveys.extend(survey);
         taken.insert(domain.name.clone(), withdrawals);
     }

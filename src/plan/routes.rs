@@ -33,7 +33,9 @@ pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
     }
     for (key, pod) in topology.pods() {
         let Some(server) = server(key) else { continue };
-        if !pod.injected || pod.service_account != server.service_account {
+        // A pod without a sidecar proves itself where its software holds the key.
+        let proves_itself = pod.injected || server.secret_name.is_some();
+        if !proves_itself || pod.service_account != server.service_account {
             continue;
         }
         let ports: BTreeMap<u16, Mode> = server

@@ -42,6 +42,8 @@ pub struct Injection<'a> {
     pub control_ca: &'a str,
     /// Name of the server, for the label `entente.dev/server`.
     pub server: &'a str,
+    /// The Secret with the certificate that ServerTLS ports show.
+    pub server_certificate: Option<&'a str>,
     /// UDP ports that the server declares.
     pub udp_ports: &'a [u16],
     /// Seconds that open connections are given when the pod ends.
@@ -52,7 +54,7 @@ pub struct Injection<'a> {
 
 /// The pod with our sidecar in it.
 pub fn inject(pod: &Pod, injection: &Injection<'_>) -> Result<Pod, NotInjectable> {
-    refused::check(pod)?;
+    refused::check(pod, injection)?;
     let mut pod = pod.clone();
     let spec = pod.spec.get_or_insert_default();
     let drained = i64::from(injection.drain_seconds) + AFTER_DRAIN_SECONDS;
@@ -71,7 +73,7 @@ pub fn inject(pod: &Pod, injection: &Injection<'_>) -> Result<Pod, NotInjectable
     ];
     spec.init_containers = Some(ours.into_iter().chain(init).collect());
     let volumes = spec.volumes.get_or_insert_default();
-    for volume in containers::volumes() {
+    for volume in containers::volumes(injection) {
         if !volumes.contains(&volume) {
             volumes.push(volume);
         }

@@ -64,11 +64,11 @@ fn pods<'a>(
     let mut pods = Pods::default();
     let at = published(topology, world, &server.domain);
     for pod in topology.pods_of(&server.key).filter(|pod| !pod.ending) {
-        pods.all.push(pod);
         if server.secret_name.is_some() {
             // Its software holds the key; there is no sidecar to speak of.
             continue;
         }
+        pods.all.push(pod);
         if !pod.injected {
             pods.bare.push(&pod.name);
             continue;

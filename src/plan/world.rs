@@ -7,6 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 
+use super::secrets::SecretSeen;
 use crate::{
     api::TrustDomain,
     brief::Cursor,
@@ -38,6 +39,8 @@ pub struct World {
     pub bundles: BTreeMap<String, BTreeMap<String, String>>,
     /// The owners' own authorities, by the name of their Secret.
     pub supplied: BTreeMap<String, Arc<Material>>,
+    /// The Secrets of servers whose software holds the key, as far as they were looked at.
+    pub secrets: BTreeMap<ServerKey, SecretSeen>,
     /// The ledgers, by name.
     pub ledgers: BTreeMap<String, LedgerSeen>,
     /// The sidecars that speak with any replica, by pod UID.

@@ -150,6 +150,7 @@ impl Map {
                 }
                 seen.ledger = Some(Arc::new(record));
             }
+            Step::WriteSecret { .. } => {}
             Step::Hold { key, version: planned, finalizers } => {
                 let servers = &mut held.world.declared.servers;
                 let index = servers.iter().position(|one| key_of(one) == *key).ok_or(ApplyError::Conflict)?;

@@ -39,7 +39,8 @@ pub(super) fn status(
     let domain = topology.domain(name);
     let facts = usable(world, name);
     let given = domain.map_or(Supplied::Managed, |domain| supplied(domain, world, now));
-    let gates = domain.zip(facts).map(|(domain, facts)| gates(domain, world, facts, &given, seen.surveys, now));
+    let gates =
+        domain.zip(facts).map(|(domain, facts)| gates(topology, domain, world, facts, &given, seen.surveys, now));
     let states = if old.conditions.is_empty() {
         first_visit(&KINDS)
     } else {

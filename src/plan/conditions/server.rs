@@ -1,5 +1,7 @@
 //! The status of a server.
 
+use jiff::Timestamp;
+
 use super::{Seen, count, first_visit, key_of, named};
 use crate::{
     api::{
@@ -7,8 +9,10 @@ use crate::{
         conditions::{State, ready, seconds, write},
     },
     brief::Standing,
+    pki::ledger::Record,
     plan::{
-        published,
+        World, published,
+        secrets::{self, SecretSeen},
         survey::Pods,
         usable,
         withdrawals::{Taken, may_meet},
@@ -31,7 +35,9 @@ pub(super) fn status(seen: &Seen<'_>, object: &TrustedServer, problems: &[&Probl
     let revocation = revocation(seen, server, taken, pods, &old.revocation);
     let states =
         if old.conditions.is_empty() { first_visit(&KINDS) } else { judge(seen, server, problems, pods, &revocation) };
-    let earliest = pods.ends.iter().min().map(|end| seconds(*end));
+    let held = server.and_then(|server| held(world, server, now));
+    let ends: Vec<Timestamp> = pods.ends.iter().copied().chain(held.map(|record| record.validity.not_after)).collect();
+    let earliest = ends.iter().min().map(|end| seconds(*end));
     let injected = pods.all.len() - pods.bare.len();
     let facts = server.and_then(|server| usable(world, &server.domain));
     TrustedServerStatus {
@@ -47,7 +53,7 @@ pub(super) fn status(seen: &Seen<'_>, object: &TrustedServer, problems: &[&Probl
             summary: format!("{}/{}", pods.current, pods.all.len()),
         },
         certificates: CertificateCounts {
-            live: count(pods.ends.len()),
+            live: count(ends.len()),
             earliest_not_after: earliest,
             key_id: facts.and_then(|facts| Some(facts.active()?.member.key_id.clone())),
         },
@@ -129,12 +135,57 @@ fn judge(
         let parts: Vec<State> = std::iter::once(accepted).chain(rest).collect();
         return [vec![ready(&parts)], parts].concat();
     };
-    let parts = [accepted, injected(pods), certified(seen, server, pods), loaded(pods), effective(server, revocation)];
+    let parts = [
+        accepted,
+        injected(server, pods),
+        certified(seen, server, pods),
+        loaded(server, pods),
+        effective(server, revocation),
+    ];
     [vec![ready(&parts)], parts.to_vec()].concat()
 }
 
-fn injected(pods: &Pods<'_>) -> State {
+/// The record of the certificate in a server's Secret.
+fn held<'a>(world: &'a World, server: &Server, now: Timestamp) -> Option<&'a Record> {
+    match world.secrets.get(&server.key)? {
+        SecretSeen::Ours { serial, .. } => secrets::held(world, server, serial, now),
+        SecretSeen::Absent | SecretSeen::Foreign | SecretSeen::Denied => None,
+    }
+}
+
+/// Where the software holds the key there is no sidecar to wait for.
+fn no_sidecar(server: &Server, kind: &'static str) -> Option<State> {
+    let name = server.secret_name.as_ref()?;
+    let message = format!("its software takes key and certificate from Secret {name}; it has no sidecar");
+    Some(State::good(kind, "KeyHeldBySoftware", message))
+}
+
+/// What is to be said of the Secret.
+fn secret(seen: &Seen<'_>, server: &Server, name: &str) -> State {
+    const KIND: &str = "CertificatesIssued";
+    match seen.world.secrets.get(&server.key) {
+        Some(SecretSeen::Foreign) => State::bad(
+            KIND,
+            "SecretExists",
+            format!("Secret {name} exists and is not Entente's, so it is not touched: remove it, or name another one"),
+        ),
+        Some(SecretSeen::Denied) => State::bad(
+            KIND,
+            "SecretDenied",
+            format!("the operator may not write Secret {name}: install the chart with serverSecrets.enabled=true"),
+        ),
+        _ if held(seen.world, server, seen.now).is_some() => {
+            State::good(KIND, "Issued", format!("Secret {name} holds key and certificate"))
+        }
+        _ => State::bad(KIND, "Pending", format!("Secret {name} is not written yet")),
+    }
+}
+
+fn injected(server: &Server, pods: &Pods<'_>) -> State {
     const KIND: &str = "ProxiesInjected";
+    if let Some(state) = no_sidecar(server, KIND) {
+        return state;
+    }
     if pods.all.is_empty() {
         return State::bad(KIND, "NoPods", "no pod matches the selector yet");
     }
@@ -164,6 +215,9 @@ fn certified(seen: &Seen<'_>, server: &Server, pods: &Pods<'_>) -> State {
     if usable(seen.world, &server.domain).is_none() {
         return State::bad(KIND, "AuthorityNotReady", format!("TrustDomain {} has no sound authority", server.domain));
     }
+    if let Some(name) = &server.secret_name {
+        return secret(seen, server, name);
+    }
     if !pods.uncertified.is_empty() {
         return State::bad(KIND, "Pending", format!("without certificate yet: {}", named(&pods.uncertified)));
     }
@@ -176,8 +230,11 @@ fn certified(seen: &Seen<'_>, server: &Server, pods: &Pods<'_>) -> State {
     State::good(KIND, "Issued", "every sidecar holds a certificate")
 }
 
-fn loaded(pods: &Pods<'_>) -> State {
+fn loaded(server: &Server, pods: &Pods<'_>) -> State {
     const KIND: &str = "TrustLoaded";
+    if let Some(state) = no_sidecar(server, KIND) {
+        return state;
+    }
     if !pods.behind.is_empty() {
         return State::bad(KIND, "AckPending", format!("not in force yet at: {}", named(&pods.behind)));
     }

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use k8s_openapi::{
     api::core::v1::{
         Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
-        ObjectFieldSelector, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecurityContext,
-        ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+        ObjectFieldSelector, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretVolumeSource,
+        SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
@@ -19,7 +19,7 @@ use crate::{
     brief::TOKEN_AUDIENCE,
     sidecar::{
         ENV_CONTROL_ADDRESS, ENV_CONTROL_CA, ENV_POD_IPS, ENV_POD_UID, ENV_PROBES, ENV_UDP_PORTS, HEALTH_PORT,
-        INIT_CONTAINER, PROXY_CONTAINER, Probes, STATE_DIR, TOKEN_FILE, UID,
+        INIT_CONTAINER, PROXY_CONTAINER, Probes, SERVER_CERTIFICATE_DIR, STATE_DIR, TOKEN_FILE, UID,
     },
 };
 
@@ -29,6 +29,8 @@ pub(super) const STATE_VOLUME: &str = "entente-state";
 pub(super) const TOKEN_VOLUME: &str = "entente-token";
 /// Stays empty. Mounted where Kubernetes would put the application's token for the API server, which is not ours to have.
 pub(super) const EMPTY_VOLUME: &str = "entente-empty";
+/// Holds the certificate that ServerTLS ports show.
+pub(super) const SERVER_CERTIFICATE_VOLUME: &str = "entente-server-certificate";
 const API_TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The pod's name (downward API), for logs.
 const ENV_POD_NAME: &str = "ENTENTE_POD_NAME";
@@ -72,6 +74,14 @@ pub(super) fn interception(injection: &Injection<'_>, before: Option<&Container>
 /// The sidecar.
 pub(super) fn proxy(injection: &Injection<'_>, probes: &Probes, before: Option<&Container>) -> Container {
     let token_dir = TOKEN_FILE.rsplit_once('/').map_or(TOKEN_FILE, |(directory, _)| directory);
+    let mut mounts = vec![
+        mount(STATE_VOLUME, STATE_DIR, false),
+        mount(TOKEN_VOLUME, token_dir, true),
+        mount(EMPTY_VOLUME, API_TOKEN_DIR, true),
+    ];
+    if injection.server_certificate.is_some() {
+        mounts.push(mount(SERVER_CERTIFICATE_VOLUME, SERVER_CERTIFICATE_DIR, true));
+    }
     // Keys and values are strings and numbers: serde_json has no reason to refuse them.
     let probes = serde_json::to_string(probes).unwrap_or_default();
     Container {
@@ -95,17 +105,13 @@ pub(super) fn proxy(injection: &Injection<'_>, probes: &Probes, before: Option<&
         readiness_probe: Some(ready_probe(2, 3)),
         resources: Some(kept(before, || resources(injection.resources))),
         security_context: Some(restricted(UID.into())),
-        volume_mounts: Some(vec![
-            mount(STATE_VOLUME, STATE_DIR, false),
-            mount(TOKEN_VOLUME, token_dir, true),
-            mount(EMPTY_VOLUME, API_TOKEN_DIR, true),
-        ]),
+        volume_mounts: Some(mounts),
         ..base(PROXY_CONTAINER, &PROXY_ARGS, injection)
     }
 }
 
 /// The volumes of both.
-pub(super) fn volumes() -> [Volume; 3] {
+pub(super) fn volumes(injection: &Injection<'_>) -> Vec<Volume> {
     let memory = |name: &str, size: &str| Volume {
         name: name.to_owned(),
         empty_dir: Some(EmptyDirVolumeSource {
@@ -128,7 +134,18 @@ pub(super) fn volumes() -> [Volume; 3] {
         }),
         ..Volume::default()
     };
-    [memory(STATE_VOLUME, "4Mi"), token, memory(EMPTY_VOLUME, "4Ki")]
+    let certificate = injection.server_certificate.map(|name| Volume {
+        name: SERVER_CERTIFICATE_VOLUME.to_owned(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(name.to_owned()),
+            // As for the token: uid 5061 must be able to read.
+            default_mode: Some(0o644),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    });
+    let own = [memory(STATE_VOLUME, "4Mi"), token, memory(EMPTY_VOLUME, "4Ki")];
+    own.into_iter().chain(certificate).collect()
 }
 
 /// Takes from a container of the application what would let it go round the rules.

@@ -2,7 +2,10 @@
 
 use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, PodSpec, Volume};
 
-use super::containers::{self, EMPTY_VOLUME, STATE_VOLUME, TOKEN_VOLUME};
+use super::{
+    Injection,
+    containers::{self, EMPTY_VOLUME, SERVER_CERTIFICATE_VOLUME, STATE_VOLUME, TOKEN_VOLUME},
+};
 use crate::{
     brief::TOKEN_AUDIENCE,
     sidecar::{ADMIN_PORT, HEALTH_PORT, INBOUND_PORT, INIT_CONTAINER, OUTBOUND_PORT, PROXY_CONTAINER, UID},
@@ -101,7 +104,7 @@ pub(super) fn is_reserved(port: i32) -> bool {
 }
 
 /// The first thing that makes a pod impossible to protect.
-pub(super) fn check(pod: &Pod) -> Result<(), NotInjectable> {
+pub(super) fn check(pod: &Pod, injection: &Injection<'_>) -> Result<(), NotInjectable> {
     let Some(spec) = &pod.spec else { return Ok(()) };
     let hosts = [("hostNetwork", spec.host_network), ("hostPID", spec.host_pid), ("hostIPC", spec.host_ipc)];
     if let Some((field, _)) = hosts.into_iter().find(|(_, set)| *set == Some(true)) {
@@ -116,7 +119,7 @@ pub(super) fn check(pod: &Pod) -> Result<(), NotInjectable> {
     for container in application(spec)? {
         check_container(container)?;
     }
-    spec.volumes.iter().flatten().try_for_each(check_volume)
+    spec.volumes.iter().flatten().try_for_each(|volume| check_volume(volume, injection))
 }
 
 /// The containers that are not ours. A name of ours is not enough to be: it must be what runs our program as we run it.
@@ -183,12 +186,12 @@ fn check_container(container: &Container) -> Result<(), NotInjectable> {
 }
 
 fn is_our_volume(name: &str) -> bool {
-    [STATE_VOLUME, TOKEN_VOLUME, EMPTY_VOLUME].contains(&name)
+    [STATE_VOLUME, TOKEN_VOLUME, EMPTY_VOLUME, SERVER_CERTIFICATE_VOLUME].contains(&name)
 }
 
-fn check_volume(volume: &Volume) -> Result<(), NotInjectable> {
+fn check_volume(volume: &Volume, injection: &Injection<'_>) -> Result<(), NotInjectable> {
     if is_our_volume(&volume.name) {
-        let ours = containers::volumes().contains(volume);
+        let ours = containers::volumes(injection).contains(volume);
         let stranger = || NotInjectable::ReservedName { kind: "volume", name: volume.name.clone() };
         return if ours { Ok(()) } else { Err(stranger()) };
     }

@@ -57,6 +57,7 @@ fn with_injection<T>(act: impl FnOnce(&Injection<'_>) -> T) -> T {
         control_address: "entente.entente-system.svc:8443",
         control_ca: "the authority",
         server: "orders",
+        server_certificate: None,
         udp_ports: &[5060, 5062],
         drain_seconds: 30,
         resources: &ProxyResources::default(),
@@ -270,4 +271,24 @@ spec:
   - {name: app}
 "#;
     assert_eq!(recorded(&injected(&pod(forged))), Probes::new());
+}
+
+#[test]
+fn a_certificate_for_clients_outside_is_mounted_into_the_sidecar_alone() {
+    let named = |pod: &Pod| {
+        with_injection(|injection| inject(pod, &Injection { server_certificate: Some("public"), ..*injection }))
+            .unwrap()
+    };
+    let once = named(&pod(ORDERS));
+    let spec = once.spec.as_ref().unwrap();
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == "entente-server-certificate").unwrap();
+    assert_eq!(volume.secret.as_ref().unwrap().secret_name.as_deref(), Some("public"));
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mounting = all.filter(|container| {
+        container.volume_mounts.iter().flatten().any(|mount| mount.name == "entente-server-certificate")
+    });
+    assert_eq!(mounting.map(|container| container.name.as_str()).collect::<Vec<_>>(), ["entente-proxy"]);
+    assert_eq!(serde_json::to_value(named(&once)).unwrap(), serde_json::to_value(&once).unwrap(), "twice is once");
+    let stranger = with_injection(|injection| inject(&once, injection));
+    assert!(matches!(stranger, Err(NotInjectable::ReservedName { .. })), "another Secret is not ours to mount");
 }
