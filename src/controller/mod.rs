@@ -327,14 +327,16 @@ impl Seat {
             let domain =
                 |name: &String| world.declared.domains.iter().find(|one| one.metadata.name.as_ref() == Some(name));
             match &about {
-                Key::Server(key) => match topology.server(key) {
-                    Some(server) => self.events.about(server, type_, reason, action, note),
-                    None => {}
-                },
-                Key::Domain(name) => match domain(name) {
-                    Some(object) => self.events.about_domain(object, type_, reason, action, note),
-                    None => {}
-                },
+                Key::Server(key) => {
+                    if let Some(server) = topology.server(key) {
+                        self.events.about(server, type_, reason, action, note);
+                    }
+                }
+                Key::Domain(name) => {
+                    if let Some(object) = domain(name) {
+                        self.events.about_domain(object, type_, reason, action, note);
+                    }
+                }
             }
         }
     }

@@ -8,6 +8,8 @@ mod changes;
 mod chart;
 mod objects;
 mod outage;
+mod own_ca;
+mod own_key;
 mod refused;
 mod renewal;
 mod revocation;

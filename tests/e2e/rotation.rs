@@ -6,12 +6,12 @@ use crate::{
 };
 
 /// State of each authority of a domain with the first digits of its key, oldest information first.
-fn states(domain: &str) -> String {
+pub(crate) fn states(domain: &str) -> String {
     let template = "jsonpath={range .status.authorities[*]}{.state}:{.keyID} {end}";
     kubectl(&["get", "trustdomain", domain, "-o", template]).out
 }
 
-fn condition(domain: &str, kind: &str) -> String {
+pub(crate) fn condition(domain: &str, kind: &str) -> String {
     let path = |field: &str| format!("{{.status.conditions[?(@.type==\"{kind}\")].{field}}}");
     let template = format!("jsonpath={}/{}/{}", path("status"), path("reason"), path("message"));
     kubectl(&["get", "trustdomain", domain, "-o", &template]).out

@@ -43,7 +43,11 @@ fn declared(documents: &[Value]) -> Declared {
         })
         .collect();
     Declared {
-        domains: vec![serde_json::from_value(domain).unwrap()],
+        domains: {
+            let own: Vec<&Value> = kind("TrustDomain").collect();
+            let all = if own.is_empty() { vec![&domain] } else { own };
+            all.into_iter().map(|one| serde_json::from_value(one.clone()).unwrap()).collect()
+        },
         servers: kind("TrustedServer").map(|one| serde_json::from_value(one.clone()).unwrap()).collect(),
         namespaces,
         pods: documents.iter().filter_map(pod).collect(),

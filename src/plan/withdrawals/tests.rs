@@ -41,8 +41,8 @@ fn fate(world: &World, second: i64) -> (Option<Reason>, Option<(i64, WithdrawnDe
 
 #[test]
 fn each_way_to_lose_a_certificate_has_its_own_reason() {
-    type Change = fn(&mut World);
-    let cases: [(&str, Change, Option<Reason>, Option<(i64, WithdrawnDetail)>); 12] = [
+    type Case = (&'static str, fn(&mut World), Option<Reason>, Option<(i64, WithdrawnDetail)>);
+    let cases: [Case; 12] = [
         ("nothing", |_| (), None, None),
         (
             "suspended",
