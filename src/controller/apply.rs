@@ -27,6 +27,7 @@ use crate::{
         authority::Serial,
         crl::{Reason, Revoked},
         ledger::Ledger,
+        register::Register,
         rotation::Move,
     },
     plan::{
@@ -169,8 +170,8 @@ async fn write_register(client: &Client, namespace: &str, domain: &str, step: &S
     let name = format!("{AUTHORITY}{domain}");
     let held = within(api.get_opt(&name)).await?;
     let before = held.as_ref().map(|secret| read_register(secret).map_err(ApplyError::Register)).transpose()?;
-    if let Step::MoveAuthority { step, known, .. } = step {
-        nothing_in_the_way(client, namespace, domain, step, known).await?;
+    if let (Step::MoveAuthority { step, known, .. }, Some(register)) = (step, &before) {
+        nothing_in_the_way(client, namespace, register, step, known).await?;
     }
     let serial = || Serial::from_random(telemetry::random());
     let fresh = Fresh { keys: [KeyPair::generate()?, KeyPair::generate()?], serials: [serial(), serial()] };
@@ -201,7 +202,7 @@ async fn write_register(client: &Client, namespace: &str, domain: &str, step: &S
 async fn nothing_in_the_way(
     client: &Client,
     namespace: &str,
-    domain: &str,
+    register: &Register,
     step: &Move,
     known: &BTreeSet<String>,
 ) -> Result<(), ApplyError> {
@@ -213,8 +214,8 @@ async fn nothing_in_the_way(
         let ledger = Ledger::parse(map.data.as_ref().unwrap_or(&BTreeMap::new()));
         ledgers.push(ledger.map_err(|error| ApplyError::Register(format!("{}: {error}", map.name_any())))?);
     }
-    if register::stands_in_the_way(&ledgers, step, known, telemetry::now()) {
-        info!(domain, ?step, "a certificate was issued meanwhile that stands in the way; looking again");
+    if register::stands_in_the_way(register, &ledgers, step, known, telemetry::now()) {
+        info!(?step, "a certificate was issued meanwhile that stands in the way; looking again");
         return Err(ApplyError::Conflict);
     }
     Ok(())

@@ -310,6 +310,12 @@ impl Authority {
         self.root_validity
     }
 
+    /// A validity without the time that authorities of ours are dated back: what their life is measured by.
+    pub fn life(&self, validity: Validity) -> Validity {
+        let back = if self.holds_root_key() { templates::BACK } else { 0 };
+        Validity { not_before: shift(validity.not_before, back), ..validity }
+    }
+
     /// When the issuing certificate is valid.
     pub const fn issuer_validity(&self) -> Validity {
         self.issuer_validity

@@ -205,6 +205,11 @@ impl Register {
         Some(entry.material.fingerprint())
     }
 
+    /// Whether an authority with this key identifier is here.
+    pub fn holds(&self, key_id: &str) -> bool {
+        self.authorities.iter().any(|entry| entry.key_id == key_id)
+    }
+
     /// Whether an authority is on its way already.
     pub fn is_rotating(&self) -> bool {
         self.authorities.iter().any(|entry| matches!(entry.state, State::Prepared | State::Trusted))

@@ -14,9 +14,10 @@ use super::{
 };
 use crate::identity::DnsName;
 
-/// Authorities are dated this far back, in seconds, for clocks that lag.
-const SKEW: i64 = 300;
 pub(super) const DAY: i64 = 86_400;
+/// Authorities are dated this far back, in seconds: for clocks that lag, and so that a clock which was a day ahead for a
+/// while leaves no authority of the future behind. Leaves have their own, short one.
+pub(super) const BACK: i64 = 2 * DAY;
 
 /// The first 160 bits of the key's SHA-256 (RFC 7093 §2, method 1).
 pub(super) fn key_identifier(key: &impl PublicKeyData) -> Vec<u8> {
@@ -25,7 +26,7 @@ pub(super) fn key_identifier(key: &impl PublicKeyData) -> Vec<u8> {
 
 pub(super) fn root(terms: &Terms, key: &KeyPair, serial: Serial, now: Timestamp) -> CertificateParams {
     let mut params = authority(&format!("{} root", terms.trust_domain), key, serial, 1);
-    params.not_before = offset(shift(now, -SKEW));
+    params.not_before = offset(shift(now, -BACK));
     params.not_after = offset(shift(now, i64::from(terms.root_days) * DAY));
     params
 }
@@ -33,7 +34,7 @@ pub(super) fn root(terms: &Terms, key: &KeyPair, serial: Serial, now: Timestamp)
 /// The issuing intermediate; it ends at the latest `at_most` seconds from now.
 pub(super) fn issuer(terms: &Terms, key: &KeyPair, serial: Serial, now: Timestamp, at_most: i64) -> CertificateParams {
     let mut params = authority(&format!("{} issuer", terms.trust_domain), key, serial, 0);
-    params.not_before = offset(shift(now, -SKEW));
+    params.not_before = offset(shift(now, -BACK));
     params.not_after = offset(shift(now, (i64::from(terms.issuer_days) * DAY).min(at_most)));
     params.use_authority_key_identifier_extension = true;
     let subtree = |name: &DnsName| GeneralSubtree::DnsName(name.to_string());

@@ -244,7 +244,7 @@ fn managed(
     if domain.rotation.roll_back_to.is_some() {
         return None;
     }
-    let root_due = due(active.root, domain);
+    let root_due = due(active.root_life, domain);
     if domain.rotation.policy == RotationPolicy::Automatic {
         if root_due <= now {
             return Some(Coming::Root(terms(domain)));

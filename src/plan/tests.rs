@@ -66,6 +66,7 @@ fn authority() -> AuthoritySeen {
             member,
             root_pem: "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n".into(),
             root: validity(10_000_000),
+            root_life: validity(10_000_000),
             issuer: validity(1_000_000),
             permitted: ["contoso.example", "cluster.local", "svc"].map(|name| DnsName::parse(name).unwrap()).into(),
             managed: true,

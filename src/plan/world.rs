@@ -84,7 +84,9 @@ pub struct MemberFacts {
     pub root_pem: String,
     /// The root's validity.
     pub root: Validity,
-    /// The issuer's validity.
+    /// The root's life, from when it was made.
+    pub root_life: Validity,
+    /// The issuer's life, from when it was made.
     pub issuer: Validity,
     /// Names that the issuer may vouch for; none = it is not constrained.
     pub permitted: BTreeSet<DnsName>,
@@ -101,7 +103,8 @@ impl AuthorityFacts {
             member: member.clone(),
             root_pem: authority.root_pem().to_owned(),
             root: authority.root_validity(),
-            issuer: authority.issuer_validity(),
+            root_life: authority.life(authority.root_validity()),
+            issuer: authority.life(authority.issuer_validity()),
             permitted: authority.permitted().clone(),
             managed: authority.holds_root_key(),
             fingerprint: register.fingerprint(&member.key_id).unwrap_or_default(),

@@ -1,31 +1,25 @@
 //! The leader's loop against a cluster that is a map: writes are lost, refused and repeated, reads are old, the leader
 //! dies before and after any step; when the faults end, the world is as declared and stays so.
 
+mod map;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use entente::{
     api::{ServerState, TrustDomain, TrustedServer},
-    controller::{
-        Memory,
-        apply::{ApplyError, Cluster},
-        round,
-    },
+    controller::{Memory, round},
     identity::DnsName,
     pki::{
         authority::{Authority, Serial, Validity},
         ledger::{Holder, Owner, Record},
-        register::Register,
-        rotation::{Move, State},
     },
     plan::{
-        AuthorityFacts, AuthoritySeen, LedgerSeen, ProxySeen, Step, World,
+        LedgerSeen, ProxySeen, World,
         briefs::{self, Trust},
-        published,
-        register::{self, Fresh},
-        usable,
+        published, usable,
         withdrawals::withdrawals,
     },
     topology::{Key, ServerKey, Topology, facts::PodFacts},
@@ -33,247 +27,11 @@ use entente::{
 use futures::executor::block_on;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use rcgen::KeyPair;
+
+use self::map::{Held, Map, serial};
 
 /// Seconds that a certificate lives here.
 const LIFE: i64 = 90;
-
-/// SplitMix64: a seed is a history.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    fn one_in(&mut self, bound: u64) -> bool {
-        self.below(bound) == 0
-    }
-}
-
-/// What the API server would hold.
-#[derive(Clone, Default)]
-struct Held {
-    world: World,
-    registers: BTreeMap<String, Register>,
-    /// The issuers that each sidecar knows, by its last brief.
-    acknowledged: BTreeMap<String, Vec<String>>,
-    version: u64,
-}
-
-struct Map {
-    held: Mutex<Held>,
-    /// Earlier states, for reads from a cache that lags.
-    past: Mutex<Vec<World>>,
-    dice: Mutex<Dice>,
-    faults: Mutex<bool>,
-    now: Mutex<Timestamp>,
-    /// Roots that ever were, by domain: an authority is never replaced.
-    roots: Mutex<BTreeMap<String, BTreeSet<String>>>,
-    written: Mutex<u64>,
-}
-
-impl Map {
-    fn new(seed: u64) -> Self {
-        Self {
-            held: Mutex::default(),
-            past: Mutex::default(),
-            dice: Mutex::new(Dice(seed)),
-            faults: Mutex::new(true),
-            now: Mutex::new(Timestamp::from_second(1_800_000_000).unwrap()),
-            roots: Mutex::default(),
-            written: Mutex::default(),
-        }
-    }
-
-    fn now(&self) -> Timestamp {
-        *self.now.lock().unwrap()
-    }
-
-    fn advance(&self, seconds: i64) {
-        let mut now = self.now.lock().unwrap();
-        *now = Timestamp::from_second(now.as_second() + seconds).unwrap();
-    }
-
-    fn fault(&self, one_in: u64) -> bool {
-        *self.faults.lock().unwrap() && self.dice.lock().unwrap().one_in(one_in)
-    }
-
-    /// Somebody edits the world.
-    fn edit(&self, act: impl FnOnce(&mut Held)) {
-        let mut held = self.held.lock().unwrap();
-        act(&mut held);
-        self.past.lock().unwrap().push(self.seen(&held));
-    }
-
-    fn seen(&self, held: &Held) -> World {
-        let load = |register: &Register| match register.load(self.now()) {
-            Ok(loaded) => AuthoritySeen::Sound(AuthorityFacts::of(register, &loaded)),
-            Err(error) => AuthoritySeen::Broken(error.to_string()),
-        };
-        let authorities = held.registers.iter().map(|(domain, register)| (domain.clone(), load(register)));
-        World { authorities: authorities.collect(), ..held.world.clone() }
-    }
-
-    fn take(&self, held: &mut Held, step: &Step) -> Result<(), ApplyError> {
-        held.version += 1;
-        let version = held.version.to_string();
-        *self.written.lock().unwrap() += 1;
-        match step {
-            Step::CreateDomain(domain) => {
-                if held.world.declared.domains.iter().any(|one| one.metadata.name == domain.metadata.name) {
-                    return Err(ApplyError::Conflict);
-                }
-                let mut domain = (**domain).clone();
-                domain.metadata.uid = Some(format!("uid-{version}"));
-                domain.metadata.generation = Some(1);
-                domain.metadata.resource_version = Some(version);
-                held.world.declared.domains.push(domain);
-            }
-            Step::CreateAuthority { domain, .. }
-            | Step::PrepareAuthority { domain, .. }
-            | Step::MoveAuthority { domain, .. }
-            | Step::PublishLists { domain, .. } => self.write_register(held, domain, step)?,
-            Step::Revoke { ledger, marks, .. } => {
-                let seen = held.world.ledgers.get_mut(ledger).ok_or(ApplyError::Conflict)?;
-                let mut record = (**seen.ledger.as_ref().unwrap()).clone();
-                if record.revoke(marks, self.now()).is_empty() {
-                    return Err(ApplyError::Conflict);
-                }
-                seen.ledger = Some(Arc::new(record));
-            }
-            Step::WriteSecret { .. } => {}
-            Step::Hold { key, version: planned, finalizers } => {
-                let servers = &mut held.world.declared.servers;
-                let index = servers.iter().position(|one| key_of(one) == *key).ok_or(ApplyError::Conflict)?;
-                let meta = &mut servers[index].metadata;
-                if meta.resource_version != *planned {
-                    return Err(ApplyError::Conflict);
-                }
-                if finalizers.is_empty() && meta.deletion_timestamp.is_some() {
-                    servers.remove(index);
-                } else {
-                    meta.finalizers = Some(finalizers.clone());
-                    meta.resource_version = Some(version);
-                }
-            }
-            Step::WriteBundle { namespace, domain: _, data } => {
-                held.world.bundles.insert(namespace.clone(), data.clone());
-            }
-            Step::DeleteBundle { namespace } => {
-                held.world.bundles.remove(namespace).ok_or(ApplyError::Conflict)?;
-            }
-            Step::DeleteLedger { name } => {
-                held.world.ledgers.remove(name).ok_or(ApplyError::Conflict)?;
-            }
-            Step::DomainStatus { name, version: planned, status } => {
-                let found = held.world.declared.domains.iter_mut().find(|one| one.metadata.name.as_ref() == Some(name));
-                let domain =
-                    found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
-                let before = domain.status.as_ref().map_or(0, |status| status.topology_revision);
-                assert!(status.topology_revision >= before, "a revision never goes back");
-                domain.status = Some((**status).clone());
-                domain.metadata.resource_version = Some(version);
-            }
-            Step::ServerStatus { key, version: planned, status } => {
-                let found = held.world.declared.servers.iter_mut().find(|one| key_of(one) == *key);
-                let server =
-                    found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
-                server.status = Some((**status).clone());
-                server.metadata.resource_version = Some(version);
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Map {
-    /// What must hold at a move, whatever the leader saw: nobody is left behind, nothing in use is dropped.
-    fn may_move(&self, held: &Held, step: &Move, known: &BTreeSet<String>) -> Result<(), ApplyError> {
-        let ledgers = || held.world.ledgers.values().filter_map(|seen| seen.ledger.as_deref());
-        if register::stands_in_the_way(ledgers(), step, known, self.now()) {
-            return Err(ApplyError::Conflict);
-        }
-        let live = || ledgers().flat_map(|ledger| ledger.records()).filter(|record| record.is_live(self.now()));
-        match step {
-            Move::Remove(key_id) => assert!(live().all(|one| one.issuer != *key_id), "{key_id} is still in use"),
-            Move::Activate(key_id) => {
-                let (topology, _) = Topology::resolve(&held.world.declared);
-                for (uid, issuers) in held.acknowledged.iter().filter(|(uid, _)| topology.pod(uid).is_some()) {
-                    let holds = live().any(|one| one.holder == Holder::Pod(uid.clone()));
-                    assert!(!holds || issuers.contains(key_id), "{key_id} signs before {uid} knows it");
-                }
-            }
-            Move::Trust(_) => {}
-        }
-        Ok(())
-    }
-
-    fn write_register(&self, held: &mut Held, domain: &str, step: &Step) -> Result<(), ApplyError> {
-        let version = held.version;
-        let fresh = Fresh {
-            keys: [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()],
-            serials: [serial(version, 1), serial(version, 2)],
-        };
-        let before = held.registers.get(domain).cloned();
-        let number = before.as_ref().map_or(0, |register| register.published().number);
-        if let Step::MoveAuthority { step, known, .. } = step {
-            self.may_move(held, step, known)?;
-        }
-        let after = register::after(step, before, fresh, self.now())
-            .map_err(|error| ApplyError::Register(error.to_string()))?;
-        let after = after.ok_or(ApplyError::Conflict)?;
-        assert!(after.published().number > number, "numbers of lists strictly increase");
-        let signing = after.load(self.now()).map_err(|error| ApplyError::Register(error.to_string()))?;
-        assert_eq!(signing.members.iter().filter(|(one, _)| one.state == State::Active).count(), 1);
-        if let Step::CreateAuthority { .. } = step {
-            let root = after.active().unwrap().root_certificate.clone();
-            self.roots.lock().unwrap().entry(domain.to_owned()).or_default().insert(root);
-        }
-        held.registers.insert(domain.to_owned(), after);
-        Ok(())
-    }
-}
-
-fn serial(version: u64, number: u8) -> Serial {
-    let mut bytes = [number; 16];
-    bytes[8..].copy_from_slice(&version.to_be_bytes());
-    Serial::from_random(bytes)
-}
-
-impl Cluster for Map {
-    async fn observe(&self) -> Result<World, ApplyError> {
-        if self.fault(20) {
-            return Err(ApplyError::Deadline);
-        }
-        let lag = if self.fault(3) { self.dice.lock().unwrap().below(6) } else { 0 };
-        let held = self.held.lock().unwrap();
-        let past = self.past.lock().unwrap();
-        let index = past.len().checked_sub(1 + usize::try_from(lag).unwrap());
-        Ok(if lag > 0 { index.map_or_else(World::default, |index| past[index].clone()) } else { self.seen(&held) })
-    }
-
-    async fn apply(&self, step: &Step) -> Result<(), ApplyError> {
-        // Killed, or refused, before the write.
-        if self.fault(6) {
-            return Err(ApplyError::Deadline);
-        }
-        let mut held = self.held.lock().unwrap();
-        let answer = self.take(&mut held, step);
-        let seen = self.seen(&held);
-        self.past.lock().unwrap().push(seen);
-        // Killed after it, or the answer was lost.
-        if self.fault(6) { Err(ApplyError::Deadline) } else { answer }
-    }
-}
 
 fn domain() -> TrustDomain {
     serde_json::from_value(serde_json::json!({
@@ -601,4 +359,76 @@ fn a_lost_authority_is_named_and_never_made_again() {
     let conditions = held.world.declared.domains[0].status.clone().unwrap().conditions;
     let ready = conditions.iter().find(|one| one.type_ == "Ready").unwrap();
     assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", "AuthorityLost"));
+}
+
+/// A domain that has settled, with one pod that holds a certificate.
+fn settled(seed: u64) -> Map {
+    let map = Map::new(seed);
+    *map.faults.lock().unwrap() = false;
+    map.edit(|held| held.world.first_domain = Some(domain()));
+    settle(&map, seed);
+    map
+}
+
+/// `status/reason` of a condition of the domain.
+fn condition(map: &Map, kind: &str) -> String {
+    let held = map.held.lock().unwrap();
+    let conditions = held.world.declared.domains[0].status.clone().unwrap().conditions;
+    let found = conditions.iter().find(|one| one.type_ == kind).unwrap();
+    format!("{}/{}", found.status, found.reason)
+}
+
+#[test]
+fn another_authority_in_the_place_of_ours_signs_nothing_and_ours_goes_on_when_it_is_back() {
+    let (map, other) = (settled(3), settled(4));
+    let ours = map.held.lock().unwrap().registers["contoso"].clone();
+    let theirs = other.held.lock().unwrap().registers["contoso"].clone();
+    map.edit(|held| drop(held.registers.insert("contoso".into(), theirs.clone())));
+    settle(&map, 3);
+    assert_eq!(condition(&map, "AuthorityReady"), "False/AuthorityReplaced");
+    assert_eq!(map.held.lock().unwrap().registers["contoso"], theirs, "nothing is written into a stranger");
+    map.edit(|held| drop(held.registers.insert("contoso".into(), ours)));
+    settle(&map, 3);
+    assert_eq!(condition(&map, "Ready"), "True/Ready");
+}
+
+#[test]
+fn an_older_copy_of_the_register_goes_on_past_every_number_that_was_published() {
+    let map = settled(5);
+    let older = map.held.lock().unwrap().registers["contoso"].clone();
+    for _ in 0..3 {
+        map.advance(7_200);
+        settle(&map, 5);
+    }
+    let number = |map: &Map| map.held.lock().unwrap().registers["contoso"].published().number;
+    let highest = number(&map);
+    assert!(highest >= older.published().number + 3, "lists are signed anew in time");
+    map.edit(|held| drop(held.registers.insert("contoso".into(), older)));
+    settle(&map, 5);
+    assert!(number(&map) > highest);
+    assert_eq!(condition(&map, "Ready"), "True/Ready");
+}
+
+#[test]
+fn clocks_that_step_lose_nothing_and_bring_no_storm_of_writes() {
+    for step in [120, -120, 90_000, -90_000] {
+        let map = settled(6);
+        // Older than any step, so that the authority's own beginning is not in question.
+        for _ in 0..4 {
+            map.advance(25_000);
+            settle(&map, 6);
+        }
+        let (key, before) = (active(&map).key_id().to_owned(), *map.written.lock().unwrap());
+        map.advance(step);
+        settle(&map, 6);
+        let writes = *map.written.lock().unwrap() - before;
+        assert!(writes <= 8, "{step}: {writes} writes");
+        assert_eq!(condition(&map, "RevocationPublished"), "True/Published", "{step}");
+        map.advance(-step);
+        settle(&map, 6);
+        assert_eq!(condition(&map, "Ready"), "True/Ready", "{step}");
+        if step < 90_000 {
+            assert_eq!(active(&map).key_id(), key, "{step}: nothing is rotated for it");
+        }
+    }
 }
