@@ -14,6 +14,21 @@ pub fn renew_at(not_before: Timestamp, not_after: Timestamp, jitter: f64) -> Tim
     shift(not_before, wait)
 }
 
+/// The point of `serial` in `0.0..1.0`: the same at each look, spread evenly over all serials, which are random.
+pub fn share(serial: &[u8]) -> f64 {
+    let number = serial.iter().rev().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+    f64::from(number) / (f64::from(u32::MAX) + 1.0)
+}
+
+/// When the peers of an open connection prove themselves anew: at 70–80 % of the way from the last proof to the
+/// nearer deadline, so after both could renew (33–40 % of a life) and with time left to try again.
+pub fn reprove_at(proven: Timestamp, deadline: Timestamp, share: f64) -> Timestamp {
+    let way = (deadline.as_millisecond() - proven.as_millisecond()).max(0);
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "lives are at most years")]
+    let wait = (way as f64 * (0.7 + 0.1 * share.clamp(0.0, 1.0))) as i64;
+    Timestamp::from_millisecond(proven.as_millisecond().saturating_add(wait)).unwrap_or(deadline)
+}
+
 /// The pause before attempt `attempt + 1`: exponential from 250 ms with jitter, at most 30 s and a hundredth of the
 /// lifetime, so that an outage costs no more of a life than it must.
 pub fn retry_after(attempt: u32, jitter: f64, lifetime: Duration) -> Duration {
@@ -34,6 +49,14 @@ mod tests {
             let start = Timestamp::from_second(1_800_000_000).unwrap();
             let wait = renew_at(start, shift(start, life), jitter).as_second() - start.as_second();
             prop_assert!(wait * 100 >= life * 33 && (wait - 1) * 100 <= life * 40, "{wait} of {life}");
+        }
+
+        #[test]
+        fn a_re_proof_falls_in_70_to_80_percent_of_the_way_to_the_deadline(way in 1_i64..604_800, serial: [u8; 16]) {
+            let start = Timestamp::from_second(1_800_000_000).unwrap();
+            let wait = reprove_at(start, shift(start, way), share(&serial)).as_millisecond() - start.as_millisecond();
+            prop_assert!((wait + 1) * 10 >= way * 7_000 && wait * 10 <= way * 8_000, "{wait} of {way} s");
+            prop_assert_eq!(reprove_at(start, shift(start, -way), share(&serial)), start);
         }
 
         #[test]

@@ -110,6 +110,12 @@ impl View {
         if current { Ok(()) } else { Err(Refusal::IssuerNotCurrent) }
     }
 
+    /// An issuer in use of whose revocations `before` knew and this view knows nothing.
+    pub fn forgets(&self, before: &Self) -> Option<&str> {
+        let forgotten = |issuer: &&String| before.serials.contains_key(*issuer) && !self.serials.contains_key(*issuer);
+        self.current.iter().find(forgotten).map(String::as_str)
+    }
+
     /// Takes over what `before` holds as well: within one CRL number a view only grows.
     pub fn unite(&mut self, before: &Self) {
         for (issuer, serials) in &before.serials {
@@ -229,6 +235,15 @@ mod tests {
         let withdrawn = Err(Refusal::Withdrawn(WithdrawnDetail::Suspended));
         assert_eq!(after.judge(&peer("gone", 3, Some("aa")), at(0)), withdrawn);
         assert_eq!(after.judge(&peer("friend", 3, Some("aa")), at(550)), Ok(()));
+    }
+
+    #[test]
+    fn a_view_that_lacks_an_issuer_in_use_forgets_it() {
+        let before = view(500, &["0107"], &[]);
+        assert_eq!(view(600, &[], &[]).forgets(&before), None);
+        assert_eq!(View::of(&Scope { revocation: None, ..scope(600, &[], &[]) }).unwrap().forgets(&before), Some("aa"));
+        assert_eq!(View::of(&Scope { issuers: vec![], ..scope(600, &[], &[]) }).unwrap().forgets(&before), None);
+        assert_eq!(before.forgets(&View::default()), None);
     }
 
     #[test]
