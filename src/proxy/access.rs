@@ -9,14 +9,20 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::{
-    metrics::{Metrics, word},
-    relay::Moved,
-};
+use super::metrics::{Metrics, word};
 use crate::{
     brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections},
-    refusal::Refusal,
+    refusal::{AlertDetail, Refusal},
 };
+
+/// What a relay moved.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Moved {
+    /// From the application to the network.
+    pub(super) sent: u64,
+    /// From the network to the application.
+    pub(super) received: u64,
+}
 
 /// What is known of one connection; grows while it is judged, is written at its end.
 #[derive(Debug)]
@@ -33,6 +39,8 @@ pub(super) struct Record {
     pub(super) mode: &'static str,
     /// What the relay moved.
     pub(super) moved: Moved,
+    /// Whether it was open and a rule ended it.
+    pub(super) cut: bool,
 }
 
 impl Record {
@@ -47,6 +55,7 @@ impl Record {
             destination: None,
             mode: "none",
             moved: Moved::default(),
+            cut: false,
         }
     }
 
@@ -57,7 +66,7 @@ impl Record {
 
     /// Writes the record and counts it.
     pub(super) fn end(self, outcome: Result<(), Refusal>, metrics: &Metrics, refusals: &Refusals) {
-        let Self { direction, started, peer, presented, destination, mode, moved } = self;
+        let Self { direction, started, peer, presented, destination, mode, moved, cut } = self;
         metrics.moved(direction, moved.sent, moved.received);
         let destination = destination.map(|address| address.to_string()).unwrap_or_default();
         let port = destination.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);
@@ -70,6 +79,9 @@ impl Record {
             );
             return;
         };
+        if cut {
+            metrics.cut(direction, refusal);
+        }
         metrics.refused(direction, refusal);
         let (reason, detail) = (refusal.code(), refusal.detail());
         if refusal.is_routine() {
@@ -79,15 +91,28 @@ impl Record {
             );
             return;
         }
-        tracing::warn!(
-            target: "access", direction = direction_word, %peer, presented, %destination, mode, sent = moved.sent,
-            received = moved.received, milliseconds, reason, detail, "connection refused"
-        );
-        refusals.count(direction, refusal, peer, port);
+        // The subscriber wants constant messages, so each of the three has its own line.
+        if cut {
+            tracing::warn!(
+                target: "access", direction = direction_word, %peer, presented, %destination, mode, sent = moved.sent,
+                received = moved.received, milliseconds, reason, detail, "connection cut"
+            );
+        } else if matches!(refusal, Refusal::PeerRefused(AlertDetail::Revoked | AlertDetail::Expired)) {
+            tracing::warn!(
+                target: "access", direction = direction_word, %peer, presented, %destination, mode, sent = moved.sent,
+                received = moved.received, milliseconds, reason, detail, "the peer refused our own certificate"
+            );
+        } else {
+            tracing::warn!(
+                target: "access", direction = direction_word, %peer, presented, %destination, mode, sent = moved.sent,
+                received = moved.received, milliseconds, reason, detail, "connection refused"
+            );
+        }
+        refusals.count(direction, refusal, peer, port, cut);
     }
 }
 
-type Kind = (Direction, Refusal, String, u16);
+type Kind = (Direction, Refusal, String, u16, bool);
 
 /// Refusals since the last report that was answered, equal ones counted together.
 #[derive(Debug)]
@@ -103,8 +128,8 @@ impl Default for Refusals {
 }
 
 impl Refusals {
-    fn count(&self, direction: Direction, reason: Refusal, peer: String, port: u16) {
-        self.add((direction, reason, peer, port), 1);
+    fn count(&self, direction: Direction, reason: Refusal, peer: String, port: u16, cut: bool) {
+        self.add((direction, reason, peer, port, cut), 1);
         self.news.send_replace(());
     }
 
@@ -112,8 +137,7 @@ impl Refusals {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let full = counts.len() >= MAX_REPORTED_REFUSALS - 1 && !counts.contains_key(&kind);
         // Beyond the bound the peers are lumped together; the last kind takes them all.
-        let (direction, reason, _, port) = kind;
-        let kind = if full { (direction, reason, "others".to_owned(), 0) } else { (direction, reason, kind.2, port) };
+        let kind = if full { (kind.0, kind.1, "others".to_owned(), 0, kind.4) } else { kind };
         if counts.len() < MAX_REPORTED_REFUSALS || counts.contains_key(&kind) {
             *counts.entry(kind).or_default() += count;
         }
@@ -122,12 +146,12 @@ impl Refusals {
     /// Takes what is to be reported, at most so many kinds; the others wait for the next report.
     pub(super) fn take(&self, at_most: usize) -> Vec<RefusedConnections> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = |((direction, reason, peer, port), count)| RefusedConnections {
+        let entry = |((direction, reason, peer, port, cut), count)| RefusedConnections {
             direction,
             reason,
             peer,
             port,
-            cut: false,
+            cut,
             count,
         };
         std::iter::from_fn(|| counts.pop_first()).take(at_most).map(entry).collect()
@@ -135,8 +159,8 @@ impl Refusals {
 
     /// Takes back a report that nobody answered.
     pub(super) fn put_back(&self, refusals: Vec<RefusedConnections>) {
-        for RefusedConnections { direction, reason, peer, port, cut: _, count } in refusals {
-            self.add((direction, reason, peer, port), count);
+        for RefusedConnections { direction, reason, peer, port, cut, count } in refusals {
+            self.add((direction, reason, peer, port, cut), count);
         }
     }
 
@@ -159,8 +183,8 @@ mod tests {
     fn equal_refusals_are_counted_and_the_report_is_bounded() {
         let refusals = Refusals::default();
         for index in 0..2_000 {
-            refusals.count(Direction::Inbound, Refusal::NotTls, format!("10.0.0.{index}"), 5061);
-            refusals.count(Direction::Inbound, Refusal::NotTls, "10.0.0.1".into(), 5061);
+            refusals.count(Direction::Inbound, Refusal::NotTls, format!("10.0.0.{index}"), 5061, false);
+            refusals.count(Direction::Inbound, Refusal::NotTls, "10.0.0.1".into(), 5061, false);
         }
         let report = refusals.take(usize::MAX);
         assert!(report.len() <= MAX_REPORTED_REFUSALS);
@@ -171,10 +195,21 @@ mod tests {
     #[test]
     fn an_unanswered_report_is_taken_back_and_added_up() {
         let refusals = Refusals::default();
-        refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80);
+        refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80, false);
         let report = refusals.take(usize::MAX);
-        refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80);
+        refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80, false);
         refusals.put_back(report);
         assert_eq!(refusals.take(1)[0].count, 2);
+    }
+
+    #[test]
+    fn what_was_cut_is_told_apart_from_what_was_refused() {
+        let refusals = Refusals::default();
+        refusals.count(Direction::Inbound, Refusal::Revoked, "a".into(), 80, false);
+        refusals.count(Direction::Inbound, Refusal::Revoked, "a".into(), 80, true);
+        let report = refusals.take(usize::MAX);
+        assert_eq!(report.iter().map(|entry| (entry.cut, entry.count)).collect::<Vec<_>>(), [(false, 1), (true, 1)]);
+        refusals.put_back(report.clone());
+        assert_eq!(refusals.take(usize::MAX), report);
     }
 }

@@ -1,6 +1,14 @@
 //! Our certificate: a key born here, kept in the sidecar's own volume, renewed with a new key each time.
 
-use std::{collections::BTreeSet, fmt, path::Path, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use jiff::Timestamp;
@@ -9,7 +17,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use crate::{
-    brief::{Brief, CertificateRequest, CertificateResponse, Standing},
+    brief::{Brief, CertificateRequest, CertificateResponse},
     identity::Identity,
     pki::{
         self, csr, renewal,
@@ -34,6 +42,10 @@ pub(super) struct Leaf {
     pub(super) renew_at: Timestamp,
     /// The lifetime that the brief wished for when it was issued; `None` = there was no brief yet.
     pub(super) lifetime: Option<u32>,
+    /// Whether it was taken back: it stands for us no longer.
+    revoked: AtomicBool,
+    /// Whether the controller does not accept it (any more).
+    rejected: AtomicBool,
     pem: String,
 }
 
@@ -141,7 +153,16 @@ impl Leaf {
         let certified = CertifiedKey::new(chain, key);
         certified.keys_match().map_err(|_| CredentialError::KeyMismatch)?;
         let renew_at = renewal::renew_at(began, identity.not_after, jitter);
-        Ok(Self { identity, certified: Arc::new(certified), began, renew_at, lifetime, pem })
+        Ok(Self {
+            identity,
+            certified: Arc::new(certified),
+            began,
+            renew_at,
+            lifetime,
+            revoked: false.into(),
+            rejected: false.into(),
+            pem,
+        })
     }
 
     /// The serial number, hex.
@@ -149,12 +170,33 @@ impl Leaf {
         pki::hex(&self.identity.serial)
     }
 
+    /// It was taken back; answers whether that is news.
+    pub(super) fn revoke(&self) -> bool {
+        !self.revoked.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether it was taken back.
+    pub(super) fn is_revoked(&self) -> bool {
+        self.revoked.load(Ordering::Relaxed)
+    }
+
+    /// The controller did not accept it.
+    pub(super) fn reject(&self) {
+        self.rejected.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the controller accepts it, as far as we know.
+    pub(super) fn is_rejected(&self) -> bool {
+        self.rejected.load(Ordering::Relaxed)
+    }
+
+    /// Whether another authority signs now than the one that signed this leaf.
+    pub(super) fn is_of_another_issuer(&self, brief: &Brief) -> bool {
+        !brief.issuer.is_empty() && self.identity.issuer.as_ref() != Some(&brief.issuer)
+    }
+
     /// Whether `brief` asks for other names or another lifetime than this leaf was issued with.
     pub(super) fn differs_from(&self, brief: &Brief) -> bool {
-        if brief.standing == Standing::Withdrawn {
-            // Nobody issues anything to a server that is no longer declared.
-            return false;
-        }
         let names: BTreeSet<_> = brief.names.iter().cloned().collect();
         let lifetime = self.lifetime.is_some_and(|lifetime| lifetime != brief.lifetime_seconds);
         lifetime || names != self.identity.dns_names || brief.identity != self.identity.id

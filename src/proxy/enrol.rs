@@ -1,8 +1,9 @@
 //! Keeps our certificate fresh: asks for the first one, renews in time by the wall clock, with a new key each time.
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{
     channel::{Call, Channel, ChannelError, Control},
@@ -21,6 +22,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 const MAX_RESPONSE: usize = 1024 * 1024;
 /// The wall clock is consulted at least this often: it may jump.
 const LOOK: Duration = Duration::from_secs(1);
+/// An early renewal so long after the last certificate is no sign of a circle.
+const CALM: Duration = Duration::from_secs(60);
 /// Lifetime assumed for the back-off before the first certificate.
 const FIRST_LIFETIME: Duration = Duration::from_secs(60);
 
@@ -40,29 +43,51 @@ enum EnrolError {
     Channel(#[from] ChannelError),
 }
 
-/// Whether a certificate must be asked for now.
-fn is_due(leaf: Option<&Leaf>, brief: Option<&Brief>, now: Timestamp) -> bool {
-    leaf.is_none_or(|leaf| leaf.renew_at <= now || brief.is_some_and(|brief| leaf.differs_from(brief)))
+/// Why a certificate is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// There is none, or its time has come.
+    Regular,
+    /// Before its time: it does not stand for us, or is not what the brief wants.
+    Early,
+}
+
+/// Whether a certificate must be asked for now; `signed` says since when another authority signs than the one that
+/// signed ours.
+fn is_due(leaf: Option<&Leaf>, brief: Option<&Brief>, signed: Option<Timestamp>, now: Timestamp) -> Option<Due> {
+    let Some(leaf) = leaf else { return Some(Due::Regular) };
+    if brief.is_some_and(|brief| brief.stands().is_err()) {
+        // Nobody issues anything to a server that is suspended or no longer declared. But it hears that it may go on
+        // over the channel alone, and that wants a certificate which the controller accepts.
+        let deaf = leaf.is_rejected() || leaf.identity.not_after <= now;
+        return deaf.then_some(Due::Early);
+    }
+    // Of the future: the clock went back since it was taken.
+    let future = leaf.identity.not_before > now;
+    if leaf.is_revoked() || leaf.is_rejected() || future || brief.is_some_and(|brief| leaf.differs_from(brief)) {
+        return Some(Due::Early);
+    }
+    let turn = |since: Timestamp, brief: &Brief| {
+        let within = Duration::from_secs(brief.renew_within_seconds.into());
+        since.checked_add(within.mul_f64(renewal::share(&leaf.identity.serial))).unwrap_or(since)
+    };
+    if signed.zip(brief).is_some_and(|(since, brief)| turn(since, brief) <= now) {
+        return Some(Due::Early);
+    }
+    (leaf.renew_at <= now).then_some(Due::Regular)
 }
 
 /// Runs for the proxy's whole life.
 pub(super) async fn run(shared: Arc<Shared>, control: Control, token_file: PathBuf) {
+    let mut pace = Pace::default();
     let mut attempt = 0;
-    // What the brief asked for when a renewal did not bring it: not asked for again in a hurry.
-    let mut unmet = 0_u32;
     loop {
-        let asked = wait(&shared, unmet).await;
+        let due = wait(&shared, &mut pace).await;
         match enrol(&shared, &control, &token_file).await {
             Ok(leaf) => {
                 attempt = 0;
-                let brief = shared.in_force();
-                let differs = brief.is_some_and(|generation| leaf.differs_from(generation.brief()));
-                unmet = if differs { unmet + 1 } else { 0 };
+                pace.took(due);
                 shared.adopt_leaf(leaf);
-                // One rejected certificate brings one new one, then the normal pace returns.
-                if asked {
-                    pause(&shared, 2).await;
-                }
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, attempt, "certificate not obtained");
@@ -73,29 +98,57 @@ pub(super) async fn run(shared: Arc<Shared>, control: Control, token_file: PathB
     }
 }
 
-/// Waits until a certificate is due; `true` = somebody asked for it before its time.
-async fn wait(shared: &Shared, unmet: u32) -> bool {
-    let asked = shared.renew.notified();
-    let due = async {
-        if unmet > 0 {
-            pause(shared, unmet + 2).await;
-        }
-        loop {
-            let leaf = shared.leaf().borrow().clone();
-            let generation = shared.in_force();
-            if is_due(leaf.as_deref(), generation.as_ref().map(|generation| generation.brief()), telemetry::now()) {
-                return;
-            }
-            tokio::time::sleep(LOOK).await;
-        }
-    };
-    either(asked, due).await
+/// What keeps renewals that did not bring what they were for from following each other in a hurry.
+#[derive(Debug, Default)]
+struct Pace {
+    /// Early renewals in a row.
+    early: u32,
+    last: Option<Instant>,
+    /// The issuer that ours is to be replaced for, our serial, and since when.
+    signed: Option<(String, Vec<u8>, Timestamp)>,
 }
 
-async fn either(first: impl Future<Output = ()>, second: impl Future<Output = ()>) -> bool {
-    tokio::select! {
-        () = first => true,
-        () = second => false,
+impl Pace {
+    fn took(&mut self, due: Due) {
+        let calm = self.last.is_none_or(|last| last.elapsed() >= CALM);
+        self.early = match due {
+            Due::Regular => 0,
+            Due::Early if calm => 1,
+            Due::Early => self.early.saturating_add(1),
+        };
+        self.last = Some(Instant::now());
+    }
+
+    fn due(&mut self, shared: &Shared) -> Option<Due> {
+        let now = telemetry::now();
+        let (leaf, generation) = (shared.leaf().borrow().clone(), shared.in_force());
+        let brief = generation.as_ref().map(|generation| generation.brief());
+        let other = leaf.as_deref().zip(brief).filter(|(leaf, brief)| leaf.is_of_another_issuer(brief));
+        self.signed = other.map(|(leaf, brief)| {
+            let known = self.signed.take().filter(|(issuer, serial, _)| {
+                // The turn of one certificate is fixed when the news comes, and not thrown anew at each look.
+                *issuer == brief.issuer && *serial == leaf.identity.serial
+            });
+            known.unwrap_or_else(|| (brief.issuer.clone(), leaf.identity.serial.clone(), now))
+        });
+        is_due(leaf.as_deref(), brief, self.signed.as_ref().map(|(_, _, since)| *since), now)
+    }
+}
+
+/// Waits until a certificate is due.
+async fn wait(shared: &Shared, pace: &mut Pace) -> Due {
+    loop {
+        if let Some(due) = pace.due(shared) {
+            let again = pace.last.is_some_and(|last| last.elapsed() < CALM);
+            if due == Due::Early && again {
+                pause(shared, pace.early + 1).await;
+            }
+            return due;
+        }
+        tokio::select! {
+            () = shared.renew.notified() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
     }
 }
 

@@ -50,6 +50,17 @@ pub(super) enum GenerationError {
         /// The revision in force.
         current: u64,
     },
+    /// What it knows of revocations is older.
+    #[error("the brief's revocations (CRL {new}) are older than those in force (CRL {current})")]
+    OlderRevocations {
+        /// The brief's CRL number; 0 = it has none.
+        new: u64,
+        /// The number in force.
+        current: u64,
+    },
+    /// It knows less of revocations, so that good peers would be refused.
+    #[error("the brief does not say what issuer {0} has revoked, the one in force does")]
+    Forgets(String),
     /// A number that belongs to two ports, or too many ports.
     #[error("the brief's ports are ambiguous or too many")]
     Ports,
@@ -77,13 +88,20 @@ pub(super) struct Generation {
     pub(super) leaf: Arc<Leaf>,
     /// What judges peers.
     pub(super) judge: Arc<Judge>,
+    /// End of what we show peers: our chain and its anchor.
+    pub(super) own_until: Timestamp,
     servers: HashMap<u16, Arc<ServerConfig>>,
     clients: Mutex<HashMap<SpiffeId, Arc<ClientConfig>>>,
 }
 
 impl Generation {
-    /// Validates `brief` together with `leaf` and compiles both.
-    pub(super) fn build(brief: Brief, leaf: Arc<Leaf>, now: Timestamp) -> Result<Self, GenerationError> {
+    /// Validates `brief` together with `leaf` and compiles both. `before` is what is in force: nothing goes back.
+    pub(super) fn build(
+        brief: Brief,
+        leaf: Arc<Leaf>,
+        before: Option<&Self>,
+        now: Timestamp,
+    ) -> Result<Self, GenerationError> {
         if brief.version != VERSION {
             return Err(GenerationError::Version(brief.version));
         }
@@ -99,8 +117,8 @@ impl Generation {
         if anchors.is_empty() {
             return Err(GenerationError::NoAnchors);
         }
-        check_own_chain(&leaf, &anchors, now)?;
-        let view = View::of(scope)?;
+        let own_until = check_own_chain(&leaf, &anchors, now)?;
+        let view = goes_on(&brief.cursor, View::of(scope)?, before)?;
         let judge = Arc::new(Judge { brief, anchors, view });
         let mut servers = HashMap::new();
         for port in &judge.brief.ports {
@@ -111,7 +129,7 @@ impl Generation {
             };
             servers.insert(port.port, config);
         }
-        Ok(Self { leaf, judge, servers, clients: Mutex::default() })
+        Ok(Self { leaf, judge, own_until, servers, clients: Mutex::default() })
     }
 
     /// The brief.
@@ -145,6 +163,25 @@ impl Generation {
     }
 }
 
+/// Within one domain neither revision nor revocations go back; within one revision and CRL a view only grows.
+fn goes_on(cursor: &Cursor, mut view: View, before: Option<&Generation>) -> Result<View, GenerationError> {
+    let Some(before) = before.filter(|before| before.cursor().domain == cursor.domain) else { return Ok(view) };
+    if cursor.is_older_than(before.cursor()) {
+        return Err(GenerationError::Older { new: cursor.revision, current: before.cursor().revision });
+    }
+    let (new, current) = (view.number(), before.judge.view.number());
+    if new < current {
+        return Err(GenerationError::OlderRevocations { new, current });
+    }
+    if let Some(issuer) = view.forgets(&before.judge.view) {
+        return Err(GenerationError::Forgets(issuer.to_owned()));
+    }
+    if new == current && cursor.revision == before.cursor().revision {
+        view.unite(&before.judge.view);
+    }
+    Ok(view)
+}
+
 fn check_ports(brief: &Brief) -> Result<(), GenerationError> {
     let mut seen = BTreeSet::new();
     for port in &brief.ports {
@@ -157,11 +194,13 @@ fn check_ports(brief: &Brief) -> Result<(), GenerationError> {
     if brief.ports.len() > MAX_PORTS { Err(GenerationError::Ports) } else { Ok(()) }
 }
 
-/// A brief whose roots do not vouch for us would cut us off from every peer. An expired leaf is no argument against
-/// a brief: it is renewed, and the brief is needed for that.
-fn check_own_chain(leaf: &Leaf, anchors: &Anchors, now: Timestamp) -> Result<(), GenerationError> {
+/// A brief whose roots do not vouch for us would cut us off from every peer. A leaf outside its validity is no argument
+/// against a brief: it is renewed and the brief is needed for that, or the clock is wrong and will be set right.
+/// Answers until when we can show it.
+fn check_own_chain(leaf: &Leaf, anchors: &Anchors, now: Timestamp) -> Result<Timestamp, GenerationError> {
     match verify::verdict(&leaf.certified.cert, Role::Server, anchors, now) {
-        Ok(_) | Err(Refusal::Expired) => Ok(()),
+        Ok(verdict) => Ok(verdict.valid_until),
+        Err(Refusal::Expired | Refusal::NotYetValid) => Ok(leaf.identity.not_after),
         Err(refusal) => Err(GenerationError::OwnChain(refusal)),
     }
 }
@@ -178,15 +217,20 @@ pub(super) enum Readiness {
 }
 
 impl Readiness {
-    /// The generation in force, where our own certificate still stands for us.
+    /// The generation in force, where our server is declared and our own certificate stands for us.
     pub(super) fn generation(&self, now: Timestamp) -> Result<&Arc<Generation>, Refusal> {
-        match self {
-            Self::NoIdentity => Err(Refusal::NotReady(ReadyDetail::NoIdentity)),
-            Self::NoBrief => Err(Refusal::NotReady(ReadyDetail::NoBrief)),
-            Self::InForce(generation) if generation.leaf.identity.not_after <= now => {
-                Err(Refusal::NotReady(ReadyDetail::OwnExpired))
-            }
-            Self::InForce(generation) => Ok(generation),
+        let generation = match self {
+            Self::NoIdentity => return Err(Refusal::NotReady(ReadyDetail::NoIdentity)),
+            Self::NoBrief => return Err(Refusal::NotReady(ReadyDetail::NoBrief)),
+            Self::InForce(generation) => generation,
+        };
+        generation.brief().stands()?;
+        if generation.leaf.is_revoked() {
+            return Err(Refusal::NotReady(ReadyDetail::OwnRevoked));
         }
+        if generation.leaf.identity.not_after <= now {
+            return Err(Refusal::NotReady(ReadyDetail::OwnExpired));
+        }
+        Ok(generation)
     }
 }

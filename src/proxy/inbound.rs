@@ -11,16 +11,18 @@ use tokio_rustls::server::TlsStream;
 
 use super::{
     access::Record,
+    basis::{Basis, Proof, still_admitted},
     generation::Generation,
     limits::Pending,
     metrics::mode_word,
-    registry::{Basis, Place, still_admitted},
+    registry::Place,
     relay::{self, Wire},
+    reprove,
     shared::Shared,
     sockets, tls,
 };
 use crate::{
-    brief::{Direction, Mode, Port},
+    brief::{ALPN_REPROVE, Direction, Mode, Port},
     refusal::{DestinationDetail, HandshakeDetail, Refusal, TimeoutDetail},
     telemetry,
 };
@@ -35,7 +37,12 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAd
     record.end(outcome, &shared.metrics, &shared.refusals);
 }
 
-async fn converse(shared: &Shared, stream: TcpStream, pending: Pending, record: &mut Record) -> Result<(), Refusal> {
+async fn converse(
+    shared: &Arc<Shared>,
+    stream: TcpStream,
+    pending: Pending,
+    record: &mut Record,
+) -> Result<(), Refusal> {
     sockets::prepare(&stream, true).map_err(|_| Refusal::HandshakeFailed(HandshakeDetail::Malformed))?;
     let destination = shared.place.intercepted.destination(&stream)?;
     record.destination = Some(destination);
@@ -52,8 +59,11 @@ async fn converse(shared: &Shared, stream: TcpStream, pending: Pending, record: 
         let place = anybody(shared, &generation, port, destination.port())?;
         return deliver(shared, stream, application, Wire::Plain, place, record).await;
     }
-    let (stream, place) = secure(shared, stream, &generation, port, destination.port(), record).await?;
+    let (mut stream, place) = secure(shared, stream, &generation, port, destination.port(), record).await?;
     drop(pending);
+    if stream.get_ref().1.alpn_protocol() == Some(ALPN_REPROVE) {
+        return reprove::answer(shared, &mut stream, place, record).await;
+    }
     deliver(shared, stream, application, Wire::Tls, place, record).await
 }
 
@@ -87,7 +97,8 @@ async fn secure(
         return Ok((secured.stream, place));
     };
     record.peer = verdict.identity.id.to_string();
-    let basis = Basis::Caller { identity: verdict.identity, port: dialled };
+    let proof = Proof::new(verdict, generation.own_until, telemetry::now());
+    let basis = Basis::Caller { proof, port: dialled };
     let place = shared.register(basis, generation, |current| {
         let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
         current.judge.caller(chain, dialled, telemetry::now()).map(drop).map_err(|refused| refused.reason)
@@ -98,7 +109,9 @@ async fn secure(
 fn anybody(shared: &Shared, generation: &Arc<Generation>, port: &Port, dialled: u16) -> Result<Place, Refusal> {
     let basis = Basis::Anybody { port: dialled, mode: port.mode };
     let again = basis.clone();
-    shared.register(basis, generation, |current| still_admitted(&again, current.brief(), &shared.routes.table()))
+    shared.register(basis, generation, |current| {
+        still_admitted(&again, &current.judge, &shared.routes.table(), telemetry::now())
+    })
 }
 
 /// A caller that does not speak TLS is refused at its first byte, not after a deadline.
@@ -118,13 +131,17 @@ async fn deliver<S>(
     network: S,
     application: SocketAddr,
     wire: Wire,
-    place: Place,
+    mut place: Place,
     record: &mut Record,
 ) -> Result<(), Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin + sockets::Underlying,
 {
-    let application = sockets::dial(application, false).await?;
+    let application = tokio::select! {
+        biased;
+        Ok(reason) = &mut place.killed => return Err(reason),
+        dialled = sockets::dial(application, false) => dialled?,
+    };
     shared.metrics.connected(Direction::Inbound, record.mode);
-    relay::carry(application, network, wire, place, &mut record.moved).await
+    relay::carry(application, network, wire, place, record).await
 }

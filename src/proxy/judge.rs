@@ -40,7 +40,7 @@ pub(super) struct Judge {
 }
 
 impl Judge {
-    /// Judges whoever dialled `port`: the chain, the identity, the edge.
+    /// Judges whoever dialled `port`: chain, names, revocation, topology, in this order.
     pub(super) fn caller(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Verdict, Refused> {
         let verdict = verify::verdict(chain, Role::Client, &self.anchors, now)?;
         let admitted = self.view.judge(&verdict.identity, now).and_then(|()| self.brief.admit(&verdict.identity, port));
@@ -50,7 +50,7 @@ impl Judge {
         }
     }
 
-    /// Judges whoever answered where `expected` was dialled.
+    /// Judges whoever answered where `expected` was dialled: chain, names, revocation. Topology chose `expected`.
     pub(super) fn callee(
         &self,
         chain: &[CertificateDer<'_>],

@@ -29,6 +29,12 @@ struct ReasonLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    direction: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct DirectionLabel {
     direction: &'static str,
 }
@@ -54,6 +60,9 @@ pub(super) struct Metrics {
     brief_revision: Gauge<i64>,
     rejected: Counter,
     cut: Counter<u64, AtomicU64>,
+    cut_by_reason: Family<ReasonLabels, Counter>,
+    reproofs: Family<OutcomeLabels, Counter>,
+    own_revoked: Gauge,
 }
 
 impl Default for Metrics {
@@ -70,6 +79,9 @@ impl Default for Metrics {
             brief_revision: Gauge::default(),
             rejected: Counter::default(),
             cut: Counter::default(),
+            cut_by_reason: Family::default(),
+            reproofs: Family::default(),
+            own_revoked: Gauge::default(),
         };
         metrics.register();
         metrics
@@ -87,7 +99,10 @@ impl Metrics {
         registry.register("entente_leaf_not_after_seconds", "End of our certificate", self.leaf_not_after.clone());
         registry.register("entente_brief_revision", "Revision of the brief in force", self.brief_revision.clone());
         registry.register("entente_briefs_rejected", "Briefs not put in force", self.rejected.clone());
-        registry.register("entente_cut", "Open connections that a new brief ended", self.cut.clone());
+        registry.register("entente_cut", "Open connections that a rule ended", self.cut.clone());
+        registry.register("entente_cut_by_reason", "The same, by reason", self.cut_by_reason.clone());
+        registry.register("entente_reproofs", "Pods that proved themselves anew, or failed to", self.reproofs.clone());
+        registry.register("entente_own_revoked", "Whether our certificate is revoked", self.own_revoked.clone());
     }
 
     /// A connection passed its checks.
@@ -98,6 +113,23 @@ impl Metrics {
     /// A connection was refused or ended.
     pub(super) fn refused(&self, direction: Direction, reason: Refusal) {
         self.refusals.get_or_create(&ReasonLabels { direction: word(direction), reason: reason.code() }).inc();
+    }
+
+    /// An open connection was ended by a rule.
+    pub(super) fn cut(&self, direction: Direction, reason: Refusal) {
+        self.cut.inc();
+        self.cut_by_reason.get_or_create(&ReasonLabels { direction: word(direction), reason: reason.code() }).inc();
+    }
+
+    /// A pod proved itself anew (inbound), or we did to one (outbound); or it failed.
+    pub(super) fn reproof(&self, direction: Direction, proved: bool) {
+        let outcome = if proved { "reproved" } else { "failed" };
+        self.reproofs.get_or_create(&OutcomeLabels { direction: word(direction), outcome }).inc();
+    }
+
+    /// Whether our own certificate was taken back.
+    pub(super) fn own_revoked(&self, revoked: bool) {
+        self.own_revoked.set(i64::from(revoked));
     }
 
     /// A relay ended.
@@ -117,10 +149,9 @@ impl Metrics {
         self.leaf_not_after.set(not_after);
     }
 
-    /// A brief came in force and ended `cut` connections.
-    pub(super) fn brief(&self, revision: u64, cut: usize) {
+    /// A brief came in force.
+    pub(super) fn brief(&self, revision: u64) {
         self.brief_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
-        self.cut.inc_by(cut as u64);
     }
 
     /// A brief was not put in force.

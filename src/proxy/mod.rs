@@ -5,10 +5,12 @@
 
 mod accept;
 mod access;
+mod basis;
 mod channel;
 mod credentials;
 mod drain;
 mod enrol;
+mod expiry;
 mod generation;
 mod health;
 mod inbound;
@@ -20,6 +22,7 @@ mod outbound;
 mod probes;
 mod registry;
 mod relay;
+mod reprove;
 mod routes;
 mod shared;
 mod sockets;
@@ -159,6 +162,7 @@ impl Bound {
         let enrol = enrol::run(shared.clone(), control.clone(), token_file);
         background.spawn(stop.clone().run_until_cancelled_owned(enrol));
         background.spawn(stop.clone().run_until_cancelled_owned(sync::run(shared.clone(), control)));
+        background.spawn(stop.clone().run_until_cancelled_owned(expiry::run(shared.clone())));
         tracing::info!("proxy started");
 
         shutdown.await;

@@ -7,9 +7,10 @@ use tokio::net::TcpStream;
 
 use super::{
     access::Record,
+    basis::{Basis, Proof, still_admitted},
     generation::Generation,
     metrics::mode_word,
-    registry::{Basis, still_admitted},
+    registry::Place,
     relay::{self, Wire},
     shared::Shared,
     sockets, tls,
@@ -44,11 +45,13 @@ async fn converse(shared: &Shared, application: TcpStream, record: &mut Record) 
     record.peer = route.server.to_string();
     let mode = declared_mode(&route, destination.port())?;
     record.mode = mode_word(mode);
-    let basis = Basis::Server { address: destination, server: route.server.clone(), mode };
-    still_admitted(&basis, generation.brief(), &shared.routes.table())?;
+    let Route { server, pod, .. } = route;
     if mode == Mode::MutualTls {
-        return mutual(shared, &generation, application, destination, (route.server, basis), record).await;
+        generation.brief().stands()?;
+        return mutual(shared, &generation, application, destination, (server, pod), record).await;
     }
+    let basis = Basis::Server { address: destination, server, mode, pod, proof: None };
+    still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
     splice(shared, &generation, application, destination, basis, record).await
 }
 
@@ -66,7 +69,7 @@ async fn egress(
 ) -> Result<(), Refusal> {
     let resolver = destination.port() == DNS && shared.place.resolvers.contains(&destination.ip());
     let basis = Basis::Egress { address: destination, resolver };
-    still_admitted(&basis, generation.brief(), &shared.routes.table())?;
+    still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
     record.mode = "egress";
     splice(shared, generation, application, destination, basis, record).await
 }
@@ -80,11 +83,9 @@ async fn splice(
     record: &mut Record,
 ) -> Result<(), Refusal> {
     let network = sockets::dial(destination, true).await?;
-    let again = basis.clone();
-    let judge = |current: &Generation| still_admitted(&again, current.brief(), &shared.routes.table());
-    let place = shared.register(basis, generation, judge)?;
+    let place = register(shared, generation, basis, |_| Ok(()))?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    relay::carry(application, network, Wire::Plain, place, &mut record.moved).await
+    relay::carry(application, network, Wire::Plain, place, record).await
 }
 
 /// Dials the address that the application dialled; the certificate must name the declared server.
@@ -93,7 +94,7 @@ async fn mutual(
     generation: &Arc<Generation>,
     application: TcpStream,
     destination: SocketAddr,
-    (server, basis): (SpiffeId, Basis),
+    (server, pod): (SpiffeId, Option<String>),
     record: &mut Record,
 ) -> Result<(), Refusal> {
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
@@ -109,12 +110,31 @@ async fn mutual(
         }
     })?;
     shared.metrics.handshake(Direction::Outbound, record.age());
-    let again = basis.clone();
-    let place = shared.register(basis, generation, |current| {
-        still_admitted(&again, current.brief(), &shared.routes.table())?;
+    let verdict = secured.verdict.ok_or(Refusal::NoCertificate)?;
+    let proof = Some(Proof::new(verdict, generation.own_until, telemetry::now()));
+    let basis = Basis::Server { address: destination, server: server.clone(), mode: Mode::MutualTls, pod, proof };
+    let place = register(shared, generation, basis, |current| {
         let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
         current.judge.callee(chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
     })?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    relay::carry(application, secured.stream, Wire::Tls, place, &mut record.moved).await
+    relay::carry(application, secured.stream, Wire::Tls, place, record).await
+}
+
+/// Registers a connection; routes may have changed since they were looked up, as the generation may have.
+fn register(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    basis: Basis,
+    again: impl FnOnce(&Generation) -> Result<(), Refusal>,
+) -> Result<Place, Refusal> {
+    let admitted = basis.clone();
+    let holds =
+        |current: &Generation| still_admitted(&admitted, &current.judge, &shared.routes.table(), telemetry::now());
+    let place = shared.register(basis, generation, |current| {
+        again(current)?;
+        holds(current)
+    })?;
+    holds(generation)?;
+    Ok(place)
 }

@@ -1,106 +1,47 @@
-//! Every open connection, so that a new generation can end exactly those that it no longer admits.
+//! Every open connection, so that exactly those can be ended that a new generation no longer admits or whose peer has
+//! no valid certificate any more.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
+use jiff::{SignedDuration, Timestamp};
 use tokio::sync::oneshot;
 
-use super::routes::Table;
+use super::{
+    basis::{Basis, Proof, still_admitted},
+    judge::Judge,
+    routes::Table,
+};
 use crate::{
-    brief::{Brief, Direction, Mode},
-    identity::{Identity, SpiffeId},
-    refusal::{Refusal, ServerDetail},
+    brief::{Direction, OnPeerExpiry},
+    identity::SpiffeId,
+    pki::renewal,
+    refusal::Refusal,
 };
 
-/// What an open connection rests on.
-#[derive(Clone, Debug)]
-pub(super) enum Basis {
-    /// A verified caller of one of our `MutualTls` ports.
-    Caller {
-        /// Who it is.
-        identity: Identity,
-        /// The port it dialled.
-        port: u16,
-    },
-    /// Anybody, on a port that asks for no identity.
-    Anybody {
-        /// The port dialled.
-        port: u16,
-        /// The port's mode then.
-        mode: Mode,
-    },
-    /// A declared server that our application dialled.
-    Server {
-        /// Where.
-        address: SocketAddr,
-        /// Who answered, or is declared to.
-        server: SpiffeId,
-        /// The port's mode then.
-        mode: Mode,
-    },
-    /// An undeclared destination that our application may call as it is.
-    Egress {
-        /// Where; `resolver` ones need no permission.
-        address: SocketAddr,
-        /// Whether it is DNS to one of the pod's resolvers, which is always allowed.
-        resolver: bool,
-    },
-}
-
-impl Basis {
-    const fn direction(&self) -> Direction {
-        match self {
-            Self::Caller { .. } | Self::Anybody { .. } => Direction::Inbound,
-            Self::Server { .. } | Self::Egress { .. } => Direction::Outbound,
-        }
-    }
-}
-
-/// Whether `basis` still holds under `brief` and `routes`.
-///
-/// An address that left the table is no reason to cut: pods end gracefully, and the callee's own proxy cuts where
-/// trust was withdrawn.
-pub(super) fn still_admitted(basis: &Basis, brief: &Brief, routes: &Table) -> Result<(), Refusal> {
-    brief.stands()?;
-    match basis {
-        Basis::Caller { identity, port } => match brief.admit(identity, *port)?.mode {
-            Mode::MutualTls => Ok(()),
-            Mode::ServerTls | Mode::Plaintext => Err(Refusal::PortNotAllowed),
-        },
-        Basis::Anybody { port, mode } => {
-            if brief.port(*port)?.mode == *mode {
-                Ok(())
-            } else {
-                Err(Refusal::PortNotAllowed)
-            }
-        }
-        Basis::Server { address, server, mode } => match routes.at(address.ip()) {
-            None => Ok(()),
-            Some(route) if route.server != *server => Err(Refusal::WrongServer(ServerDetail::Uri)),
-            Some(route) if route.ports.get(&address.port()) != Some(mode) => Err(Refusal::PortNotAllowed),
-            Some(_) => Ok(()),
-        },
-        Basis::Egress { address, resolver } => {
-            if *resolver || brief.may_leave(address.ip(), address.port()) {
-                Ok(())
-            } else {
-                Err(Refusal::DestinationNotDeclared)
-            }
-        }
-    }
-}
+/// Connections that end with one certificate are ended over so long a time before it.
+const SPREAD: Duration = Duration::from_secs(30);
 
 #[derive(Debug)]
 struct Open {
     basis: Basis,
     /// Taken when the connection is ended.
     kill: Option<oneshot::Sender<Refusal>>,
+}
+
+impl Open {
+    /// Whether it was still open.
+    fn end(&mut self, reason: Refusal) -> bool {
+        // The receiver is gone where the connection just ended by itself.
+        self.kill.take().is_some_and(|kill| kill.send(reason).is_ok())
+    }
 }
 
 /// The open connections.
@@ -121,176 +62,160 @@ pub(super) struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.registry.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        self.registry.lock().remove(&self.id);
+    }
+}
+
+/// A pod that connections of ours lead to, and that we must prove ourselves to anew, as it must to us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Pair {
+    /// The server.
+    pub(super) server: SpiffeId,
+    /// When the last proof was.
+    pub(super) proven: Timestamp,
+    /// End of what the pod showed.
+    pub(super) until: Timestamp,
+    /// End of what we showed it.
+    pub(super) ours_until: Timestamp,
+    /// Where its connections were dialled to, and whether that is the pod's own address.
+    pub(super) dialled: BTreeSet<(SocketAddr, bool)>,
+}
+
+impl Pair {
+    /// The nearer of both deadlines.
+    pub(super) fn deadline(&self) -> Timestamp {
+        self.until.min(self.ours_until)
     }
 }
 
 impl Registry {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Takes a connection in. Whoever calls compares the generation afterwards.
     pub(super) fn enter(self: &Arc<Self>, basis: Basis) -> Place {
         let (kill, killed) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let open = Open { basis, kill: Some(kill) };
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).insert(id, open);
+        self.lock().insert(id, Open { basis, kill: Some(kill) });
         Place { registry: self.clone(), id, killed }
     }
 
-    /// Ends exactly the connections that `brief` and `routes` no longer admit; answers how many.
-    pub(super) fn rejudge(&self, brief: &Brief, routes: &Table) -> usize {
-        self.end(|basis| still_admitted(basis, brief, routes).err())
+    /// Ends exactly the connections that `judge` and `routes` no longer admit; answers how many.
+    pub(super) fn rejudge(&self, judge: &Judge, routes: &Table, now: Timestamp) -> usize {
+        self.end(|_, basis| still_admitted(basis, judge, routes, now).err())
+    }
+
+    /// Ends the connections whose peer has no valid certificate any more; answers how many.
+    pub(super) fn expire(&self, policy: OnPeerExpiry, now: Timestamp) -> usize {
+        let over = |id, proof: &Proof| ends_at(id, proof, policy).is_some_and(|end| end <= now);
+        self.end(|id, basis| basis.proof().filter(|proof| over(id, proof)).map(|_| Refusal::Expired))
     }
 
     /// Ends every connection.
     pub(super) fn end_all(&self, reason: Refusal) -> usize {
-        self.end(|_| Some(reason))
+        self.end(|_, _| Some(reason))
     }
 
-    fn end(&self, reason: impl Fn(&Basis) -> Option<Refusal>) -> usize {
-        let mut ended = 0;
-        for open in self.open.lock().unwrap_or_else(PoisonError::into_inner).values_mut() {
-            let Some(reason) = reason(&open.basis) else { continue };
-            // The receiver is gone where the connection just ended by itself.
-            if open.kill.take().is_some_and(|kill| kill.send(reason).is_ok()) {
-                ended += 1;
+    fn end(&self, reason: impl Fn(u64, &Basis) -> Option<Refusal>) -> usize {
+        let mut open = self.lock();
+        let judged = open.iter_mut().filter_map(|(id, open)| Some((reason(*id, &open.basis)?, open)));
+        judged.map(|(reason, open)| open.end(reason)).filter(|ended| *ended).count()
+    }
+
+    /// The pods by UID whose connections of ours are due for a proof at `now`.
+    pub(super) fn due(&self, now: Timestamp) -> BTreeMap<String, Pair> {
+        let mut pairs = BTreeMap::<String, Pair>::new();
+        for open in self.lock().values() {
+            let Basis::Server { address, server, pod, proof: Some(proof), .. } = &open.basis else { continue };
+            let Some(uid) = &proof.original.pod_uid else { continue };
+            let share = renewal::share(&proof.latest.serial);
+            if now < renewal::reprove_at(proof.proven, proof.deadline(), share) {
+                continue;
+            }
+            let Proof { proven, until, ours_until, .. } = *proof;
+            let pair = pairs.entry(uid.clone()).or_insert_with(|| {
+                let dialled = BTreeSet::new();
+                Pair { server: server.clone(), proven, until, ours_until, dialled }
+            });
+            pair.proven = pair.proven.min(proven);
+            pair.until = pair.until.min(until);
+            pair.ours_until = pair.ours_until.min(ours_until);
+            pair.dialled.insert((*address, pod.as_ref() == Some(uid)));
+        }
+        pairs
+    }
+
+    /// The peer at `place` proved itself anew: what it proved counts for all connections of the same direction with
+    /// the same pod. Under one lock with the cuts, so that a proof that was just taken back moves nothing.
+    pub(super) fn reproved(&self, place: &Place) -> Option<usize> {
+        let mut open = self.lock();
+        let fresh = open.get(&place.id).filter(|open| open.kill.is_some())?;
+        let (direction, fresh) = (fresh.basis.direction(), fresh.basis.proof()?.clone());
+        let mut moved = 0_usize;
+        for other in open.values_mut().filter(|other| other.basis.direction() == direction) {
+            if let Some(proof) = other.basis.proof_mut()
+                && proof.is_same_pod(&fresh)
+            {
+                proof.renew(&fresh);
+                moved += 1;
             }
         }
-        ended
+        // The place itself is none of them.
+        Some(moved.saturating_sub(1))
+    }
+
+    /// UIDs of the pods that connections of ours lead to.
+    pub(super) fn pods(&self) -> BTreeSet<String> {
+        let called = |open: &Open| match &open.basis {
+            Basis::Server { proof: Some(proof), .. } => proof.original.pod_uid.clone(),
+            _ => None,
+        };
+        self.lock().values().filter_map(called).collect()
     }
 
     /// How many are open, inbound and outbound.
     pub(super) fn count(&self) -> [usize; 2] {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.lock();
         let inbound = open.values().filter(|open| open.basis.direction() == Direction::Inbound).count();
         [inbound, open.len() - inbound]
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use jiff::Timestamp;
-
-    use super::*;
-    use crate::{
-        brief::{
-            Allow, Cursor, Egress, EgressNetwork, OnPeerExpiry, Port, Route, RouteCursor, RouteDelta, Standing, VERSION,
-        },
-        refusal::ReadyDetail,
-    };
-
-    fn id(server: &str) -> SpiffeId {
-        SpiffeId::parse(&format!("spiffe://contoso.example/ns/sip/server/{server}")).unwrap()
-    }
-
-    fn caller(server: &str, port: u16) -> Basis {
-        let identity = Identity {
-            id: id(server),
-            dns_names: BTreeSet::new(),
-            pod_uid: None,
-            serial: vec![],
-            issuer: None,
-            not_before: Timestamp::UNIX_EPOCH,
-            not_after: Timestamp::UNIX_EPOCH,
-        };
-        Basis::Caller { identity, port }
-    }
-
-    fn called(address: &str, mode: Mode) -> Basis {
-        Basis::Server { address: address.parse().unwrap(), server: id("callee"), mode }
-    }
-
-    fn egress(address: &str, resolver: bool) -> Basis {
-        Basis::Egress { address: address.parse().unwrap(), resolver }
-    }
-
-    fn brief() -> Brief {
-        let port = |port, mode, servers| Port {
-            name: format!("port-{port}"),
-            port,
-            target_port: port,
-            mode,
-            allow: Allow { all_declared: false, servers },
-        };
-        Brief {
-            version: VERSION,
-            cursor: Cursor::default(),
-            identity: id("own"),
-            standing: Standing::Active,
-            names: vec![],
-            lifetime_seconds: 3600,
-            issuer: String::new(),
-            renew_within_seconds: 0,
-            on_peer_expiry: OnPeerExpiry::default(),
-            ports: vec![port(1, Mode::MutualTls, vec![id("friend")]), port(2, Mode::ServerTls, vec![])],
-            egress: Egress {
-                unrestricted: false,
-                networks: vec![EgressNetwork { cidr: "192.0.2.0/24".parse().unwrap(), ports: vec![443] }],
-            },
-            scopes: vec![],
-            drain_seconds: 30,
+/// When a connection ends by its peer's certificate, unless that proves itself anew before.
+fn ends_at(id: u64, proof: &Proof, policy: OnPeerExpiry) -> Option<Timestamp> {
+    match policy {
+        OnPeerExpiry::Keep => None,
+        // Both ends of a pair may try until the last moment.
+        OnPeerExpiry::Reprove if proof.original.pod_uid.is_some() => Some(proof.until),
+        // Software that holds its own key cannot be asked to prove itself anew.
+        OnPeerExpiry::Reprove | OnPeerExpiry::Cut => {
+            let life = proof.until.as_second().saturating_sub(proof.proven.as_second()).max(0);
+            let window = SPREAD.min(Duration::from_secs(life.unsigned_abs()) / 10);
+            // Neighbouring numbers end far apart (Knuth's multiplicative hash).
+            let share = renewal::share(&id.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+            let earlier = SignedDuration::try_from(window.mul_f64(share)).unwrap_or_default();
+            Some(proof.until.checked_sub(earlier).unwrap_or(proof.until))
         }
-    }
-
-    fn table() -> Arc<Table> {
-        let route = |address: &str, server| Route {
-            address: address.parse().unwrap(),
-            server: id(server),
-            pod: None,
-            ports: BTreeMap::from([(5, Mode::MutualTls)]),
-        };
-        let routes = super::super::routes::Routes::default();
-        let put = vec![route("10.0.0.1", "callee"), route("10.0.0.2", "other")];
-        let cursor = RouteCursor { epoch: 1, version: 1 };
-        routes.apply(RouteDelta { cursor, reset: true, on_demand: false, put, remove: vec![] });
-        routes.table()
-    }
-
-    #[test]
-    fn each_basis_holds_exactly_while_brief_and_routes_say_so() {
-        let (brief, table) = (brief(), table());
-        let judge = |basis: &Basis| still_admitted(basis, &brief, &table);
-        for (basis, expected) in [
-            (caller("friend", 1), Ok(())),
-            (caller("stranger", 1), Err(Refusal::NotInTopology)),
-            (caller("friend", 9), Err(Refusal::PortNotAllowed)),
-            (caller("friend", 2), Err(Refusal::NotInTopology)),
-            (Basis::Anybody { port: 2, mode: Mode::ServerTls }, Ok(())),
-            (Basis::Anybody { port: 2, mode: Mode::Plaintext }, Err(Refusal::PortNotAllowed)),
-            (Basis::Anybody { port: 1, mode: Mode::ServerTls }, Err(Refusal::PortNotAllowed)),
-            (called("10.0.0.1:5", Mode::MutualTls), Ok(())),
-            (called("10.0.0.1:5", Mode::Plaintext), Err(Refusal::PortNotAllowed)),
-            (called("10.0.0.1:6", Mode::MutualTls), Err(Refusal::PortNotAllowed)),
-            (called("10.0.0.2:5", Mode::MutualTls), Err(Refusal::WrongServer(ServerDetail::Uri))),
-            (called("10.0.0.3:5", Mode::MutualTls), Ok(())),
-            (egress("192.0.2.7:443", false), Ok(())),
-            (egress("192.0.2.7:80", false), Err(Refusal::DestinationNotDeclared)),
-            (egress("10.96.0.10:53", true), Ok(())),
-        ] {
-            assert_eq!(judge(&basis), expected, "{basis:?}");
-        }
-    }
-
-    #[test]
-    fn nothing_holds_for_a_withdrawn_server() {
-        let brief = Brief { standing: Standing::Withdrawn, ..brief() };
-        for basis in [caller("friend", 1), called("10.0.0.1:5", Mode::MutualTls), egress("192.0.2.7:443", false)] {
-            let expected = Err(Refusal::NotReady(ReadyDetail::Withdrawn));
-            assert_eq!(still_admitted(&basis, &brief, &table()), expected);
-        }
-    }
-
-    #[test]
-    fn a_rejudgement_ends_exactly_the_connections_that_no_longer_hold() {
-        let registry = Arc::new(Registry::default());
-        let mut stays = registry.enter(caller("friend", 1));
-        let mut ends = registry.enter(caller("stranger", 1));
-        assert_eq!(registry.count(), [2, 0]);
-        assert_eq!(registry.rejudge(&brief(), &table()), 1);
-        assert_eq!(ends.killed.try_recv(), Ok(Refusal::NotInTopology));
-        assert!(stays.killed.try_recv().is_err());
-        assert_eq!(registry.rejudge(&brief(), &table()), 0, "ended once");
-        drop((stays, ends));
-        assert_eq!(registry.count(), [0, 0]);
     }
 }
+
+/// The order that closes the race between a handshake and a swap of generations: first take the connection in, then
+/// look which generation is in force, and judge anew where it is not the one that admitted it. A swap stores first and
+/// goes through the connections afterwards, so one of both sees the other.
+pub(super) fn admit<G>(
+    enter: impl FnOnce() -> Place,
+    admitted_by: &Arc<G>,
+    in_force: impl FnOnce() -> Result<Arc<G>, Refusal>,
+    again: impl FnOnce(&G) -> Result<(), Refusal>,
+) -> Result<Place, Refusal> {
+    let place = enter();
+    let current = in_force()?;
+    if !Arc::ptr_eq(&current, admitted_by) {
+        again(&current)?;
+    }
+    Ok(place)
+}
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ use tokio::{
 };
 
 use super::{
+    access::{Moved, Record},
     registry::Place,
     sockets::{self, Underlying},
     tls,
@@ -46,15 +47,8 @@ pub(super) enum End {
     Reset,
     /// We ended it.
     Refused(Refusal),
-}
-
-/// What a relay moved.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Moved {
-    /// From the application to the network.
-    pub(super) sent: u64,
-    /// From the network to the application.
-    pub(super) received: u64,
+    /// It was in order and a rule ended it.
+    Cut(Refusal),
 }
 
 /// Whether the network side is TLS, where an end without `close_notify` is a truncation.
@@ -81,7 +75,7 @@ where
     let mut pair = Pair { up: Pipe::default(), down: Pipe::default(), timer: None, half_closed };
     let end = tokio::select! {
         biased;
-        Ok(reason) = killed => End::Refused(reason),
+        Ok(reason) = killed => ended(reason),
         end = poll_fn(|cx| pair.poll(cx, application, network, wire)) => end,
     };
     let moved = Moved { sent: pair.up.bytes, received: pair.down.bytes };
@@ -97,13 +91,13 @@ pub(super) async fn carry<N>(
     mut network: N,
     wire: Wire,
     mut place: Place,
-    moved: &mut Moved,
+    record: &mut Record,
 ) -> Result<(), Refusal>
 where
     N: AsyncRead + AsyncWrite + Unpin + Underlying,
 {
     let (count, end) = relay(&mut application, &mut network, wire, HALF_CLOSED, &mut place.killed).await;
-    *moved = count;
+    record.moved = count;
     match end {
         End::Closed => {
             sockets::end_cleanly(&application);
@@ -112,7 +106,15 @@ where
         }
         End::Reset => Ok(()),
         End::Refused(refusal) => Err(refusal),
+        End::Cut(refusal) => {
+            record.cut = true;
+            Err(refusal)
+        }
     }
+}
+
+fn ended(reason: Refusal) -> End {
+    if reason == Refusal::Drained { End::Refused(reason) } else { End::Cut(reason) }
 }
 
 /// A drained connection that owes nobody a byte ends in order.
@@ -358,7 +360,7 @@ mod tests {
         application.write_all(b"bytes").await.unwrap();
         kill.send(Refusal::NotInTopology).unwrap();
         let (_, end) = relay(&mut near, &mut far, Wire::Tls, LIMIT, &mut killed).await;
-        assert_eq!(end, End::Refused(Refusal::NotInTopology));
+        assert_eq!(end, End::Cut(Refusal::NotInTopology));
     }
 
     #[tokio::test]

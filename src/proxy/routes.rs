@@ -3,7 +3,7 @@
 //! Pushed whole to small topologies; beyond that an unknown address is asked for at its first dial, which waits.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::{
         Arc, Mutex, PoisonError,
@@ -30,6 +30,8 @@ const MAX_ASKED: usize = 1024;
 #[derive(Debug, Default)]
 pub(super) struct Table {
     entries: HashMap<IpAddr, Arc<Entry>>,
+    /// The own addresses of pods, by their UIDs.
+    pods: HashMap<String, Vec<IpAddr>>,
     cursor: Option<RouteCursor>,
     on_demand: bool,
 }
@@ -47,6 +49,11 @@ impl Table {
         self.entries.get(&address).map(|entry| &entry.route)
     }
 
+    /// The declared server at the own addresses of the pod `uid`.
+    pub(super) fn of_pod(&self, uid: &str) -> impl Iterator<Item = &Route> {
+        self.pods.get(uid).into_iter().flatten().filter_map(|address| self.at(*address))
+    }
+
     fn apply(&self, delta: RouteDelta, second: u64) -> Self {
         let mut entries = if delta.reset { HashMap::new() } else { self.entries.clone() };
         for address in &delta.remove {
@@ -57,7 +64,13 @@ impl Table {
             let used = AtomicU64::new(second);
             entries.insert(address, Arc::new(Entry { route, used }));
         }
-        Self { entries, cursor: Some(delta.cursor), on_demand: delta.on_demand }
+        let mut pods = HashMap::<String, Vec<IpAddr>>::new();
+        for (address, entry) in &entries {
+            if let Some(uid) = &entry.route.pod {
+                pods.entry(uid.clone()).or_default().push(*address);
+            }
+        }
+        Self { entries, pods, cursor: Some(delta.cursor), on_demand: delta.on_demand }
     }
 }
 
@@ -181,6 +194,24 @@ impl Routes {
         table.entries.values().filter(used).map(|entry| entry.route.address).take(PUSHED_ROUTES).collect()
     }
 
+    /// Those of `pods` whose own addresses must be told. The others' count as used, so that they stay.
+    pub(super) fn unknown(&self, pods: BTreeSet<String>) -> Vec<String> {
+        let table = self.table.load();
+        if !table.on_demand {
+            return Vec::new();
+        }
+        let is_unknown = |uid: &String| match table.pods.get(uid) {
+            None => true,
+            Some(addresses) => {
+                for entry in addresses.iter().filter_map(|address| table.entries.get(address)) {
+                    entry.used.store(self.second(), Ordering::Relaxed);
+                }
+                false
+            }
+        };
+        pods.into_iter().filter(is_unknown).take(PUSHED_ROUTES).collect()
+    }
+
     /// A listener for addresses that somebody waits for.
     pub(super) fn wanted(&self) -> watch::Receiver<()> {
         self.wanted.subscribe()
@@ -222,6 +253,25 @@ mod tests {
         assert_eq!(routes.cursor(), Some(RouteCursor { epoch: 1, version: 2 }));
         routes.apply(delta(1, &["10.0.0.9"], &[]));
         assert!(routes.table().at("10.0.0.2".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn the_own_addresses_of_a_pod_are_found_by_its_uid_and_asked_for_where_they_are_unknown() {
+        let routes = Routes::default();
+        let mut first = delta(1, &["10.0.0.1", "10.0.0.2", "10.0.0.3"], &[]);
+        first.on_demand = true;
+        first.put[0].pod = Some("one".to_owned());
+        first.put[1].pod = Some("one".to_owned());
+        routes.apply(first);
+        assert_eq!(routes.table().of_pod("one").count(), 2);
+        assert_eq!(routes.table().of_pod("two").count(), 0);
+        let pods = || BTreeSet::from(["one".to_owned(), "two".to_owned()]);
+        assert_eq!(routes.unknown(pods()), ["two"]);
+        routes.apply(RouteDelta { on_demand: true, ..delta(2, &[], &["10.0.0.1", "10.0.0.2"]) });
+        assert_eq!(routes.table().of_pod("one").count(), 0);
+        assert_eq!(routes.unknown(pods()), ["one", "two"]);
+        routes.apply(delta(3, &[], &[]));
+        assert!(routes.unknown(pods()).is_empty(), "a whole table needs no questions");
     }
 
     #[tokio::test(start_paused = true)]

@@ -14,10 +14,11 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     access::Refusals,
+    basis::Basis,
     credentials::{self, Leaf},
     generation::{Generation, GenerationError, Readiness},
     metrics::Metrics,
-    registry::{Basis, Place, Registry},
+    registry::{self, Place, Registry},
     routes::Routes,
     sockets::Intercepted,
 };
@@ -34,7 +35,7 @@ pub(super) struct Shared {
     /// Writers of `readiness` take turns; readers never wait.
     turn: Mutex<()>,
     leaf: watch::Sender<Option<Arc<Leaf>>>,
-    /// Asks for a new certificate before its time.
+    /// Wakes whoever keeps our certificate fresh.
     pub(super) renew: Notify,
     draining: AtomicBool,
     /// Open connections.
@@ -117,8 +118,13 @@ impl Shared {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         match self.in_force() {
             None => self.readiness.store(Arc::new(Readiness::NoBrief)),
-            Some(old) => match Generation::build(old.brief().clone(), leaf.clone(), telemetry::now()) {
-                Ok(generation) => self.readiness.store(Arc::new(Readiness::InForce(Arc::new(generation)))),
+            Some(old) => match Generation::build(old.brief().clone(), leaf.clone(), Some(&old), telemetry::now()) {
+                Ok(generation) => {
+                    let generation = Arc::new(generation);
+                    self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));
+                    self.metrics.own_revoked(false);
+                    self.judge_ourselves(&generation);
+                }
                 // The next brief fits the new certificate; until then the old pair stands.
                 Err(error) => tracing::warn!(%error, "certificate waits for a brief that fits it"),
             },
@@ -132,14 +138,12 @@ impl Shared {
     pub(super) fn adopt_brief(&self, brief: Brief) -> Result<(), GenerationError> {
         let Some(leaf) = self.leaf.borrow().clone() else { return Ok(()) };
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = self.in_force().map(|generation| generation.cursor().clone()).unwrap_or_default();
-        if brief.cursor.is_older_than(&current) {
-            return Err(GenerationError::Older { new: brief.cursor.revision, current: current.revision });
-        }
-        let generation = Arc::new(Generation::build(brief, leaf, telemetry::now())?);
+        let before = self.in_force();
+        let generation = Arc::new(Generation::build(brief, leaf, before.as_deref(), telemetry::now())?);
         self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));
-        let cut = self.registry.rejudge(generation.brief(), &self.routes.table());
-        self.metrics.brief(generation.cursor().revision, cut);
+        let cut = self.registry.rejudge(&generation.judge, &self.routes.table(), telemetry::now());
+        self.metrics.brief(generation.cursor().revision);
+        self.judge_ourselves(&generation);
         tracing::info!(revision = generation.cursor().revision, cut, "brief in force");
         if let Err(error) = credentials::store_brief(&self.place.state_dir, generation.brief()) {
             tracing::warn!(%error, "brief is not kept for a restart");
@@ -150,8 +154,30 @@ impl Shared {
     /// Judges open connections by the routes as they stand.
     pub(super) fn routes_changed(&self) {
         if let Some(generation) = self.in_force() {
-            self.registry.rejudge(generation.brief(), &self.routes.table());
+            self.registry.rejudge(&generation.judge, &self.routes.table(), telemetry::now());
         }
+    }
+
+    /// Our own certificate may be among those that were taken back.
+    fn judge_ourselves(&self, generation: &Generation) {
+        if let Err(reason) = generation.judge.view.taken_back(&generation.leaf.identity) {
+            self.own_revoked(&generation.leaf, reason);
+        }
+    }
+
+    /// Our certificate was taken back: it stands for us no longer, and another one is asked for at once.
+    pub(super) fn own_revoked(&self, leaf: &Leaf, reason: Refusal) {
+        if leaf.revoke() {
+            self.metrics.own_revoked(true);
+            tracing::warn!(serial = leaf.serial(), %reason, "our own certificate is revoked");
+        }
+        self.renew.notify_one();
+    }
+
+    /// The controller does not accept our certificate.
+    pub(super) fn rejected(&self, leaf: &Leaf) {
+        leaf.reject();
+        self.renew.notify_one();
     }
 
     /// Registers a connection that `generation` admitted. Where the generation has moved meanwhile, `again` judges
@@ -162,12 +188,7 @@ impl Shared {
         generation: &Arc<Generation>,
         again: impl FnOnce(&Generation) -> Result<(), Refusal>,
     ) -> Result<Place, Refusal> {
-        let place = self.registry.enter(basis);
-        let current = self.generation()?;
-        if !Arc::ptr_eq(&current, generation) {
-            again(&current)?;
-        }
-        Ok(place)
+        registry::admit(|| self.registry.enter(basis), generation, || self.generation(), again)
     }
 
     /// Refuses destinations that are the proxy itself.

@@ -13,6 +13,7 @@ use super::{
 use crate::{
     brief::{Brief, MAX_SYNC_RESPONSE, POLL_HOLD_SECONDS, Report, SyncRequest, SyncResponse, VERSION},
     pki::renewal,
+    refusal::Refusal,
     telemetry,
 };
 
@@ -87,7 +88,7 @@ async fn follow(shared: &Shared, control: &Control, leaf: &Leaf, changed: &mut w
                     if polled == Polled::Nothing { PACE.saturating_sub(begun.elapsed()) } else { Duration::ZERO }
                 }
                 Err(error) => {
-                    failed(shared, &error, attempt);
+                    failed(shared, leaf, &error, attempt);
                     attempt += 1;
                     renewal::retry_after(attempt, telemetry::jitter(), BACK_OFF)
                 }
@@ -106,17 +107,21 @@ fn superseded(leaf: &Leaf, now: Option<&Leaf>) -> bool {
     now.is_none_or(|now| now.identity.serial != leaf.identity.serial)
 }
 
-fn failed(shared: &Shared, error: &SyncError, attempt: u32) {
+fn failed(shared: &Shared, leaf: &Leaf, error: &SyncError, attempt: u32) {
     tracing::warn!(error = error as &dyn std::error::Error, attempt, "sync failed");
-    let renew = match error {
-        SyncError::Channel(error) => error.is_unauthorised(),
+    match error {
+        SyncError::Channel(ChannelError::Denied { code, .. }) if code == Refusal::Revoked.code() => {
+            shared.own_revoked(leaf, Refusal::Revoked);
+            shared.rejected(leaf);
+        }
+        SyncError::Channel(error) if error.is_unauthorised() => shared.rejected(leaf),
+        SyncError::Channel(_) => {}
         SyncError::Brief(error) => {
             shared.metrics.rejected();
-            matches!(error, GenerationError::Identity { .. })
+            if matches!(error, GenerationError::Identity { .. }) {
+                shared.rejected(leaf);
+            }
         }
-    };
-    if renew {
-        shared.renew.notify_one();
     }
 }
 
@@ -190,7 +195,7 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
         after: generation.map(|generation| generation.cursor().clone()),
         routes: shared.routes.cursor(),
         keep: shared.routes.keep(),
-        pods: vec![],
+        pods: shared.routes.unknown(shared.registry.pods()),
         ask: shared.routes.ask(),
         report: Report {
             refusals: shared.refusals.take(REPORTED),

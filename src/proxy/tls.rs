@@ -35,7 +35,7 @@ use super::{
     sockets,
 };
 use crate::{
-    brief::ALPN,
+    brief::{ALPN, ALPN_REPROVE},
     identity::SpiffeId,
     pki::verify::Verdict,
     refusal::{AlertDetail, ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
@@ -74,7 +74,7 @@ pub(super) fn mutual(leaf: &Arc<Leaf>, judge: &Arc<Judge>, port: u16) -> Result<
     let caller = Caller { judge: judge.clone(), port };
     let mut config = server_config(Arc::new(caller), Arc::new(OwnNames(leaf.clone())))?;
     // A client without ALPN passes, one that insists on another protocol does not: rustls' rule is ours.
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![ALPN.to_vec(), ALPN_REPROVE.to_vec()];
     Ok(Arc::new(config))
 }
 
@@ -90,6 +90,13 @@ pub(super) fn dial(leaf: &Leaf, judge: &Arc<Judge>, expected: SpiffeId) -> Resul
     let mut config = client_config(Arc::new(callee), Some(leaf.certified.clone()))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// `config` for a re-proof instead of a connection.
+pub(super) fn reprove(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![ALPN_REPROVE.to_vec()];
+    Arc::new(config)
 }
 
 /// Configuration to reach the control plane: its own authority and the host name, our leaf where there is one.

@@ -53,7 +53,11 @@ fn alert(refusal: Refusal) -> CertificateError {
     match refusal {
         Refusal::Expired => CertificateError::Expired,
         Refusal::NotYetValid => CertificateError::NotValidYet,
-        Refusal::UntrustedRoot(_) => CertificateError::UnknownIssuer,
+        Refusal::Revoked | Refusal::Withdrawn(_) => CertificateError::Revoked,
+        // Our want of news, not the peer's fault: all three are `unknown_ca` to it.
+        Refusal::UntrustedRoot(_) | Refusal::IssuerNotCurrent => CertificateError::UnknownIssuer,
+        Refusal::UnknownStatus => CertificateError::UnknownRevocationStatus,
+        Refusal::StaleCrl => CertificateError::ExpiredRevocationList,
         Refusal::BadChain(_) | Refusal::BadName(_) => CertificateError::BadEncoding,
         Refusal::WrongUsage => CertificateError::InvalidPurpose,
         Refusal::WrongServer(_) => CertificateError::NotValidForName,

@@ -1,0 +1,171 @@
+//! What an open connection rests on, and whether it still holds.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use jiff::Timestamp;
+
+use super::{judge::Judge, routes::Table};
+use crate::{
+    brief::{Direction, Mode},
+    identity::{Identity, SpiffeId},
+    pki::verify::Verdict,
+    refusal::{Refusal, ServerDetail},
+};
+
+/// What an open connection rests on.
+#[derive(Clone, Debug)]
+pub(super) enum Basis {
+    /// A verified caller of one of our `MutualTls` ports.
+    Caller {
+        /// Who it is.
+        proof: Proof,
+        /// The port it dialled.
+        port: u16,
+    },
+    /// Anybody, on a port that asks for no identity.
+    Anybody {
+        /// The port dialled.
+        port: u16,
+        /// The port's mode then.
+        mode: Mode,
+    },
+    /// A declared server that our application dialled.
+    Server {
+        /// Where.
+        address: SocketAddr,
+        /// Who answered, or is declared to.
+        server: SpiffeId,
+        /// The port's mode then.
+        mode: Mode,
+        /// UID of the pod whose own address that was then; `None` = a Service's.
+        pod: Option<String>,
+        /// What it proved; only `MutualTls` asks for it.
+        proof: Option<Proof>,
+    },
+    /// An undeclared destination that our application may call as it is.
+    Egress {
+        /// Where; `resolver` ones need no permission.
+        address: SocketAddr,
+        /// Whether it is DNS to one of the pod's resolvers, which is always allowed.
+        resolver: bool,
+    },
+}
+
+/// What the peer of a connection has proven of itself, and until when that counts.
+#[derive(Clone, Debug)]
+pub(super) struct Proof {
+    /// At the handshake. As long as the connection lives this must not be taken back.
+    pub(super) original: Arc<Identity>,
+    /// Last: the same identity and pod, with a later certificate where it proved itself anew.
+    pub(super) latest: Arc<Identity>,
+    /// When that was, by the wall clock.
+    pub(super) proven: Timestamp,
+    /// End of what it showed, chain and anchor included.
+    pub(super) until: Timestamp,
+    /// End of what we showed it.
+    pub(super) ours_until: Timestamp,
+}
+
+impl Proof {
+    /// What a handshake at `now` proved, in which we showed what ends at `ours_until`.
+    pub(super) fn new(verdict: Verdict, ours_until: Timestamp, now: Timestamp) -> Self {
+        let original = Arc::new(verdict.identity);
+        Self { latest: original.clone(), original, proven: now, until: verdict.valid_until, ours_until }
+    }
+
+    /// Whether `other` speaks of the same pod of the same server. Software without a pod has nothing to compare.
+    pub(super) fn is_same_pod(&self, other: &Self) -> bool {
+        self.original.pod_uid.is_some()
+            && self.original.pod_uid == other.original.pod_uid
+            && self.original.id == other.original.id
+    }
+
+    /// Takes over a newer proof of the same pod. It never shortens what was shown before.
+    pub(super) fn renew(&mut self, newer: &Self) {
+        if newer.until > self.until {
+            self.latest = newer.latest.clone();
+            self.until = newer.until;
+        }
+        self.ours_until = self.ours_until.max(newer.ours_until);
+        self.proven = newer.proven;
+    }
+
+    /// The nearer of both ends' deadlines.
+    pub(super) fn deadline(&self) -> Timestamp {
+        self.until.min(self.ours_until)
+    }
+}
+
+impl Basis {
+    /// Which side of the proxy it arrived at.
+    pub(super) const fn direction(&self) -> Direction {
+        match self {
+            Self::Caller { .. } | Self::Anybody { .. } => Direction::Inbound,
+            Self::Server { .. } | Self::Egress { .. } => Direction::Outbound,
+        }
+    }
+
+    /// What the peer has proven, where it had to.
+    pub(super) const fn proof(&self) -> Option<&Proof> {
+        match self {
+            Self::Caller { proof, .. } => Some(proof),
+            Self::Server { proof, .. } => proof.as_ref(),
+            Self::Anybody { .. } | Self::Egress { .. } => None,
+        }
+    }
+
+    /// The same, to be renewed.
+    pub(super) const fn proof_mut(&mut self) -> Option<&mut Proof> {
+        match self {
+            Self::Caller { proof, .. } => Some(proof),
+            Self::Server { proof, .. } => proof.as_mut(),
+            Self::Anybody { .. } | Self::Egress { .. } => None,
+        }
+    }
+}
+
+/// Whether `basis` still holds by `judge` and `routes`: our own standing, revocation, topology.
+///
+/// An address that left the table is no reason to cut: pods end gracefully, and the callee's own proxy cuts where
+/// trust was withdrawn.
+pub(super) fn still_admitted(basis: &Basis, judge: &Judge, routes: &Table, now: Timestamp) -> Result<(), Refusal> {
+    judge.brief.stands()?;
+    if let Some(proof) = basis.proof() {
+        not_taken_back(proof, judge, now)?;
+    }
+    match basis {
+        Basis::Caller { proof, port } => match judge.brief.admit(&proof.original, *port)?.mode {
+            Mode::MutualTls => Ok(()),
+            Mode::ServerTls | Mode::Plaintext => Err(Refusal::PortNotAllowed),
+        },
+        Basis::Anybody { port, mode } => {
+            if judge.brief.port(*port)?.mode == *mode {
+                Ok(())
+            } else {
+                Err(Refusal::PortNotAllowed)
+            }
+        }
+        Basis::Server { address, server, mode, .. } => match routes.at(address.ip()) {
+            None => Ok(()),
+            Some(route) if route.server != *server => Err(Refusal::WrongServer(ServerDetail::Uri)),
+            Some(route) if route.ports.get(&address.port()) != Some(mode) => Err(Refusal::PortNotAllowed),
+            Some(_) => Ok(()),
+        },
+        Basis::Egress { address, resolver } => {
+            if *resolver || judge.brief.may_leave(address.ip(), address.port()) {
+                Ok(())
+            } else {
+                Err(Refusal::DestinationNotDeclared)
+            }
+        }
+    }
+}
+
+fn not_taken_back(proof: &Proof, judge: &Judge, now: Timestamp) -> Result<(), Refusal> {
+    judge.view.taken_back(&proof.original)?;
+    if !Arc::ptr_eq(&proof.original, &proof.latest) {
+        judge.view.taken_back(&proof.latest)?;
+    }
+    // An issuer goes when nothing that it signed is valid any more; a connection that is kept may outlive that.
+    if now <= proof.latest.not_after { judge.view.issuer_is_current(&proof.latest) } else { Ok(()) }
+}
