@@ -17,7 +17,7 @@ use rustls::sign::CertifiedKey;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use crate::{
-    brief::{Brief, CertificateRequest, CertificateResponse},
+    brief::{Brief, CertificateRequest, CertificateResponse, INTERNAL, Scope},
     identity::Identity,
     pki::{
         self, csr, renewal,
@@ -193,6 +193,12 @@ impl Leaf {
     /// Whether another authority signs now than the one that signed this leaf.
     pub(super) fn is_of_another_issuer(&self, brief: &Brief) -> bool {
         !brief.issuer.is_empty() && self.identity.issuer.as_ref() != Some(&brief.issuer)
+    }
+
+    /// Whether the authority that signed it is out of use: no peer accepts it any more.
+    pub(super) fn has_lost_its_issuer(&self, brief: &Brief) -> bool {
+        let current = |scope: &Scope| self.identity.issuer.as_ref().is_some_and(|own| scope.issuers.contains(own));
+        brief.scope(INTERNAL).is_some_and(|scope| !current(scope))
     }
 
     /// Whether `brief` asks for other names or another lifetime than this leaf was issued with.

@@ -64,7 +64,8 @@ fn is_due(leaf: Option<&Leaf>, brief: Option<&Brief>, signed: Option<Timestamp>,
     }
     // Of the future: the clock went back since it was taken.
     let future = leaf.identity.not_before > now;
-    if leaf.is_revoked() || leaf.is_rejected() || future || brief.is_some_and(|brief| leaf.differs_from(brief)) {
+    let unfit = |brief: &Brief| leaf.differs_from(brief) || leaf.has_lost_its_issuer(brief);
+    if leaf.is_revoked() || leaf.is_rejected() || future || brief.is_some_and(unfit) {
         return Some(Due::Early);
     }
     let turn = |since: Timestamp, brief: &Brief| {

@@ -73,6 +73,9 @@ pub(super) enum GenerationError {
     /// A brief without roots would refuse everybody.
     #[error("the brief has no roots for our own trust domain")]
     NoAnchors,
+    /// A brief without issuers would refuse everybody, and end what is open.
+    #[error("the brief has no issuers for our own trust domain")]
+    NoIssuers,
     /// Our own certificate does not verify under the brief's roots.
     #[error("our certificate does not verify under the brief's roots: {0}")]
     OwnChain(Refusal),
@@ -116,6 +119,9 @@ impl Generation {
         let anchors = Anchors::parse(&scope.anchors)?;
         if anchors.is_empty() {
             return Err(GenerationError::NoAnchors);
+        }
+        if scope.issuers.is_empty() {
+            return Err(GenerationError::NoIssuers);
         }
         let own_until = check_own_chain(&leaf, &anchors, now)?;
         let view = goes_on(&brief.cursor, View::of(scope)?, before)?;

@@ -7,3 +7,5 @@ mod harness;
 mod lifecycle;
 mod probes;
 mod refusals;
+mod revocation;
+mod views;

@@ -14,7 +14,7 @@ use entente::{
         Port, RefusedConnections, Route, RouteCursor, RouteDelta, Standing, SyncRequest, SyncResponse, VERSION,
     },
     identity::{Identity, SpiffeId},
-    pki,
+    pki::{self, authority::Material},
     proxy::Control,
 };
 use http_body_util::{BodyExt, Full, Limited};
@@ -27,7 +27,7 @@ use tokio::{net::TcpListener, sync::watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::{
-    domain::{Domain, pkcs8},
+    domain::{Domain, answer, pkcs8},
     wire::provider,
 };
 
@@ -42,9 +42,17 @@ pub(crate) struct Pod {
     pub(crate) routes_version: u64,
     pub(crate) on_demand: bool,
     pub(crate) certificates: usize,
+    /// Serials of its certificates, hex, in order.
+    pub(crate) serials: Vec<String>,
+    /// Whether it gets none, with this code.
+    pub(crate) uncertified: Option<&'static str>,
+    /// UIDs of pods whose addresses it wants.
+    pub(crate) wanted: Vec<String>,
     pub(crate) asked: Vec<IpAddr>,
     pub(crate) refusals: Vec<RefusedConnections>,
     pub(crate) acknowledged: Option<Cursor>,
+    /// Serial of the certificate that it last said to hold.
+    pub(crate) holds: String,
 }
 
 /// The control server's world; tests change it, polls wake up.
@@ -53,6 +61,10 @@ pub(crate) struct World {
     pub(crate) pods: BTreeMap<String, Pod>,
     /// Answers requests whose path begins so with this status and code instead.
     pub(crate) denied: Option<(&'static str, u16, &'static str)>,
+    /// Signs instead of the domain's own authority.
+    pub(crate) authority: Option<Material>,
+    /// Answers with briefs break off.
+    pub(crate) truncated: bool,
     /// Requests that were denied.
     pub(crate) denials: usize,
 }
@@ -124,9 +136,13 @@ impl Server {
             routes_version: 1,
             on_demand: false,
             certificates: 0,
+            serials: vec![],
+            uncertified: None,
+            wanted: vec![],
             asked: vec![],
             refusals: vec![],
             acknowledged: None,
+            holds: String::new(),
         };
         self.change(|world| world.pods.insert(uid.to_owned(), pod));
     }
@@ -140,6 +156,30 @@ impl Server {
             change(brief);
             brief.cursor.clone()
         })
+    }
+
+    /// Adds a serial to what a pod's brief says is revoked; the next CRL.
+    pub(crate) fn revoke(&self, uid: &str, serial: &str) -> Cursor {
+        let issuer = self.domain.issuer();
+        self.change_brief(uid, |brief| {
+            let revocation = brief.scopes[0].revocation.as_mut().unwrap();
+            revocation.number += 1;
+            revocation.serials.get_mut(&issuer).unwrap().push(serial.to_owned());
+        })
+    }
+
+    /// The serial of the certificate that a pod holds.
+    pub(crate) fn serial(&self, uid: &str) -> String {
+        self.look(|world| world.pods[uid].serials.last().unwrap().clone())
+    }
+
+    /// Says whose own address `address` is.
+    pub(crate) fn owned(&self, uid: &str, address: IpAddr, pod: &str) {
+        self.change(|world| {
+            let table = world.pods.get_mut(uid).unwrap();
+            table.routes.get_mut(&address).unwrap().pod = Some(pod.to_owned());
+            table.routes_version += 1;
+        });
     }
 
     /// Adds a port to a pod's route at `address`.
@@ -209,11 +249,21 @@ impl Server {
             return deny(401, "TokenInvalid");
         };
         pod.certificates += 1;
+        if let Some(code) = pod.uncertified {
+            return deny(403, code);
+        }
         let mut names = self.domain.names(&pod.server, uid);
         if let Some(brief) = &pod.brief {
             names.dns_names = brief.names.iter().cloned().collect();
         }
-        json(&self.domain.answer(&request.csr, names, pod.lifetime))
+        let (uid, lifetime) = (uid.clone(), pod.lifetime);
+        let answer = match &world.authority {
+            Some(material) => answer(material, &request.csr, names, lifetime),
+            None => self.domain.answer(&request.csr, names, lifetime),
+        };
+        let leaf = Identity::of(&pki::certificate(&answer.chain[0]).unwrap()).unwrap();
+        world.pods.get_mut(&uid).unwrap().serials.push(pki::hex(&leaf.serial));
+        json(&answer)
     }
 
     async fn sync(&self, leaf: Option<CertificateDer<'static>>, request: SyncRequest) -> Response<Full<Bytes>> {
@@ -225,8 +275,10 @@ impl Server {
             let mut world = self.world.lock().unwrap();
             let Some(pod) = world.pods.get_mut(&uid) else { return deny(403, "PodNotFound") };
             pod.acknowledged.clone_from(&request.after);
+            pod.holds.clone_from(&request.report.leaf_serial);
             pod.refusals.extend(request.report.refusals.iter().cloned());
             pod.asked.extend(&request.ask);
+            pod.wanted.clone_from(&request.pods);
         }
         let mut changed = self.changed.subscribe();
         let hold = tokio::time::sleep(Duration::from_secs(POLL_HOLD_SECONDS));
@@ -237,6 +289,10 @@ impl Server {
             }
             let news = self.look(|world| news(world.pods.get(&uid)?, &request));
             match news {
+                Some(news) if news.brief.is_some() && self.look(|world| world.truncated) => {
+                    self.world.lock().unwrap().denials += 1;
+                    return broken_off(&news);
+                }
                 Some(news) => return json(&news),
                 None if at_once => return json(&SyncResponse::default()),
                 None => {}
@@ -273,6 +329,12 @@ pub(crate) fn everyone() -> Allow {
 
 fn json(message: &impl serde::Serialize) -> Response<Full<Bytes>> {
     Response::new(Full::new(serde_json::to_vec(message).unwrap().into()))
+}
+
+/// Half of it, as if it were all.
+fn broken_off(message: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    let whole = serde_json::to_vec(message).unwrap();
+    Response::new(Full::new(whole[..whole.len() / 2].to_vec().into()))
 }
 
 fn deny(status: u16, code: &str) -> Response<Full<Bytes>> {

@@ -23,6 +23,7 @@ pub(crate) type Certified = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static
 pub(crate) struct Domain {
     pub(crate) name: DnsName,
     pub(crate) material: Material,
+    terms: Terms,
 }
 
 impl Domain {
@@ -34,7 +35,7 @@ impl Domain {
         // Old enough that it could have signed what has expired by now.
         let created = telemetry::now() - SignedDuration::from_hours(48);
         let serials = [Serial::from_random(telemetry::random()), Serial::from_random(telemetry::random())];
-        Self { name, material: authority::create(&terms, keys, serials, created).unwrap() }
+        Self { name, material: authority::create(&terms, keys, serials, created).unwrap(), terms }
     }
 
     pub(crate) fn id(&self, server: &str) -> SpiffeId {
@@ -71,12 +72,14 @@ impl Domain {
 
     /// What the controller answers to a certificate request.
     pub(crate) fn answer(&self, csr: &str, names: Names, lifetime_seconds: u32) -> CertificateResponse {
+        answer(&self.material, csr, names, lifetime_seconds)
+    }
+
+    /// The same root with another issuer.
+    pub(crate) fn renewed(&self) -> Material {
         let now = telemetry::now();
-        let granted = Csr::parse(&BASE64_STANDARD.decode(csr).unwrap()).unwrap().grant(names);
-        let authority = Authority::load(&self.material, now).unwrap();
-        let validity = authority.leaf_validity(lifetime_seconds, 30, now).unwrap();
-        let issued = authority.sign(&granted, Serial::from_random(telemetry::random()), validity).unwrap();
-        CertificateResponse { chain: issued.chain, anchors: vec![self.material.root_certificate.clone()] }
+        let (key, serial) = (KeyPair::generate().unwrap(), Serial::from_random(telemetry::random()));
+        authority::renew_issuer(&self.material, &self.terms, &key, serial, now).unwrap()
     }
 
     /// A good certificate, for clients and servers of the test's own.
@@ -119,6 +122,15 @@ impl Domain {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params
     }
+}
+
+pub(crate) fn answer(material: &Material, csr: &str, names: Names, lifetime_seconds: u32) -> CertificateResponse {
+    let now = telemetry::now();
+    let granted = Csr::parse(&BASE64_STANDARD.decode(csr).unwrap()).unwrap().grant(names);
+    let authority = Authority::load(material, now).unwrap();
+    let validity = authority.leaf_validity(lifetime_seconds, 30, now).unwrap();
+    let issued = authority.sign(&granted, Serial::from_random(telemetry::random()), validity).unwrap();
+    CertificateResponse { chain: issued.chain, anchors: vec![material.root_certificate.clone()] }
 }
 
 pub(crate) fn pkcs8(key: &KeyPair) -> PrivateKeyDer<'static> {
