@@ -262,7 +262,7 @@ fn write(directory: &Path, name: &str, content: &[u8]) -> Result<(), CredentialE
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     #[test]
@@ -298,6 +298,13 @@ mod tests {
         let validity = authority.leaf_validity(lifetime, skew, now).unwrap();
         let issued = authority.sign(&request.grant(names), Serial::from_random([3; 16]), validity).unwrap();
         CertificateResponse { chain: issued.chain, anchors: vec![material.root_certificate] }
+    }
+
+    /// A leaf of `lifetime` seconds that the pod `uid` took at `now`, and the roots above it.
+    pub(in super::super) fn leaf(lifetime: u32, now: Timestamp) -> (Leaf, Vec<String>) {
+        let candidate = Candidate::new().unwrap();
+        let answer = issued(&candidate, lifetime, 300, now);
+        (candidate.join(&answer, "uid", Some(lifetime), (now, 0.5)).unwrap(), answer.anchors)
     }
 
     #[test]

@@ -181,3 +181,109 @@ async fn enrol(shared: &Shared, control: &Control, token_file: &PathBuf) -> Resu
     }
     Ok(leaf)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        brief::{Cursor, Egress, INTERNAL, OnPeerExpiry, Scope, Standing, VERSION},
+        proxy::credentials::tests::leaf,
+    };
+
+    const NOW: i64 = 1_800_000_000;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// What asks for nothing of a leaf of an hour.
+    fn brief(leaf: &Leaf) -> Brief {
+        let issuer = leaf.identity.issuer.clone().unwrap();
+        let issuers = vec![issuer.clone(), "00ff".to_owned()];
+        Brief {
+            version: VERSION,
+            cursor: Cursor::default(),
+            identity: leaf.identity.id.clone(),
+            standing: Standing::Active,
+            names: leaf.identity.dns_names.iter().cloned().collect(),
+            lifetime_seconds: 3600,
+            issuer,
+            renew_within_seconds: 1000,
+            on_peer_expiry: OnPeerExpiry::default(),
+            ports: vec![],
+            egress: Egress::default(),
+            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors: vec![], issuers, revocation: None }],
+            drain_seconds: 30,
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_asked_for_when_there_is_a_reason_and_never_for_a_server_that_may_have_none() {
+        type Change = fn(&Leaf, &mut Brief);
+        let same: Change = |_, _| ();
+        let cases: [(&str, Change, i64, Option<Due>); 12] = [
+            ("nothing", same, 60, None),
+            ("its time", same, 1500, Some(Due::Regular)),
+            ("the clock went back", same, -3600, Some(Due::Early)),
+            ("revoked", |leaf, _| assert!(leaf.revoke()), 60, Some(Due::Early)),
+            ("rejected", |leaf, _| leaf.reject(), 60, Some(Due::Early)),
+            ("lifetime", |_, brief| brief.lifetime_seconds = 60, 60, Some(Due::Early)),
+            ("issuer out of use", |_, brief| brief.scopes[0].issuers.truncate(0), 60, Some(Due::Early)),
+            ("suspended", |_, brief| brief.standing = Standing::Suspended, 1500, None),
+            ("withdrawn", |_, brief| brief.standing = Standing::Withdrawn, 1500, None),
+            (
+                "suspended and revoked",
+                |leaf, brief| {
+                    leaf.revoke();
+                    brief.standing = Standing::Suspended;
+                },
+                60,
+                None,
+            ),
+            (
+                "suspended and not heard any more",
+                |leaf, brief| {
+                    leaf.reject();
+                    brief.standing = Standing::Suspended;
+                },
+                60,
+                Some(Due::Early),
+            ),
+            ("suspended and expired", |_, brief| brief.standing = Standing::Suspended, 3600, Some(Due::Early)),
+        ];
+        for (why, change, later, expected) in cases {
+            let (leaf, _) = leaf(3600, at(NOW));
+            let mut brief = brief(&leaf);
+            change(&leaf, &mut brief);
+            assert_eq!(is_due(Some(&leaf), Some(&brief), None, at(NOW + later)), expected, "{why}");
+        }
+        assert_eq!(is_due(None, None, None, at(NOW)), Some(Due::Regular));
+    }
+
+    #[test]
+    fn a_new_issuer_is_asked_at_a_moment_of_ones_own_within_the_window() {
+        let (leaf, _) = leaf(3600, at(NOW));
+        let brief = Brief { issuer: "00ff".to_owned(), ..brief(&leaf) };
+        assert!(leaf.is_of_another_issuer(&brief));
+        let turn = 1000.0 * renewal::share(&leaf.identity.serial);
+        #[allow(clippy::cast_possible_truncation, reason = "at most a thousand")]
+        let turn = turn as i64;
+        let due = |later| is_due(Some(&leaf), Some(&brief), Some(at(NOW)), at(NOW + later));
+        assert_eq!(due(turn - 1), None);
+        assert_eq!(due(turn + 1), Some(Due::Early));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn early_renewals_in_a_row_slow_down() {
+        let mut pace = Pace::default();
+        for expected in 1..5 {
+            pace.took(Due::Early);
+            assert_eq!(pace.early, expected);
+        }
+        tokio::time::advance(CALM).await;
+        pace.took(Due::Early);
+        assert_eq!(pace.early, 1, "a new reason");
+        pace.took(Due::Regular);
+        assert_eq!(pace.early, 0);
+    }
+}

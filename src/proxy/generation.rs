@@ -240,3 +240,158 @@ impl Readiness {
         Ok(generation)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{
+        brief::{Egress, OnPeerExpiry, Revocation, Scope, Standing, Withdrawal},
+        identity::Identity,
+        proxy::credentials::tests::leaf,
+        refusal::WithdrawnDetail,
+    };
+
+    const NOW: i64 = 1_800_000_000;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// Whose certificate it is, with a brief that fits it: revision 5 of domain `one`, CRL 7.
+    fn ours() -> (Arc<Leaf>, Brief) {
+        let (leaf, anchors) = leaf(3600, at(NOW));
+        let issuer = leaf.identity.issuer.clone().unwrap();
+        let revocation = Revocation {
+            number: 7,
+            this_update: NOW,
+            next_update: NOW + 86_400,
+            serials: BTreeMap::from([(issuer.clone(), vec!["0707".to_owned()])]),
+            withdrawn: vec![],
+        };
+        let issuers = vec![issuer.clone()];
+        let brief = Brief {
+            version: VERSION,
+            cursor: Cursor { domain: "one".to_owned(), revision: 5, hash: String::new() },
+            identity: leaf.identity.id.clone(),
+            standing: Standing::Active,
+            names: vec![],
+            lifetime_seconds: 3600,
+            issuer,
+            renew_within_seconds: 0,
+            on_peer_expiry: OnPeerExpiry::default(),
+            ports: vec![],
+            egress: Egress::default(),
+            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors, issuers, revocation: Some(revocation) }],
+            drain_seconds: 30,
+        };
+        (Arc::new(leaf), brief)
+    }
+
+    fn revocation(brief: &mut Brief) -> &mut Revocation {
+        brief.scopes[0].revocation.as_mut().unwrap()
+    }
+
+    #[test]
+    fn neither_revision_nor_revocations_of_one_domain_go_back() {
+        let (leaf, good) = ours();
+        let before = Generation::build(good.clone(), leaf.clone(), None, at(NOW)).unwrap();
+        type Change = fn(&mut Brief);
+        let cases: [(&str, Change, bool); 10] = [
+            ("the same", |_| (), true),
+            ("a later list", |brief| revocation(brief).number = 8, true),
+            ("an older list", |brief| revocation(brief).number = 6, false),
+            (
+                "an older list under a later revision",
+                |brief| {
+                    brief.cursor.revision = 6;
+                    revocation(brief).number = 6;
+                },
+                false,
+            ),
+            ("an older revision", |brief| brief.cursor.revision = 4, false),
+            ("no list", |brief| brief.scopes[0].revocation = None, false),
+            ("an empty list", |brief| revocation(brief).serials.clear(), false),
+            ("no issuers", |brief| brief.scopes[0].issuers.clear(), false),
+            ("an issuer of whom nothing was known", |brief| brief.scopes[0].issuers.push("00ff".to_owned()), true),
+            (
+                "a domain that begins anew",
+                |brief| {
+                    brief.cursor = Cursor { domain: "two".to_owned(), revision: 1, hash: String::new() };
+                    revocation(brief).number = 1;
+                },
+                true,
+            ),
+        ];
+        for (what, change, accepted) in cases {
+            let mut brief = good.clone();
+            change(&mut brief);
+            let built = Generation::build(brief, leaf.clone(), Some(&before), at(NOW));
+            assert_eq!(built.is_ok(), accepted, "{what}: {:?}", built.err());
+        }
+    }
+
+    #[test]
+    fn within_one_revision_and_list_a_view_only_grows_also_through_a_renewal() {
+        let (leaf, good) = ours();
+        let before = Generation::build(good.clone(), leaf.clone(), None, at(NOW)).unwrap();
+        let listed = Identity { serial: vec![7, 7], ..leaf.identity.clone() };
+        let forgets = |revision, number| {
+            let mut brief = good.clone();
+            revocation(&mut brief).serials.values_mut().for_each(Vec::clear);
+            brief.cursor.revision += revision;
+            revocation(&mut brief).number += number;
+            let after = Generation::build(brief.clone(), leaf.clone(), Some(&before), at(NOW)).unwrap();
+            // A renewal builds of the same brief once more.
+            let renewed = Generation::build(brief, leaf.clone(), Some(&after), at(NOW)).unwrap();
+            renewed.judge.view.taken_back(&listed)
+        };
+        assert_eq!(forgets(0, 0), Err(Refusal::Revoked));
+        assert_eq!(forgets(1, 0), Ok(()));
+        assert_eq!(forgets(0, 1), Ok(()));
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_is_no_argument_against_a_brief() {
+        let (leaf, brief) = ours();
+        for (step, ready) in [(-25 * 3600, true), (0, true), (25 * 3600, false)] {
+            let now = at(NOW + step);
+            let generation = Generation::build(brief.clone(), leaf.clone(), None, now).unwrap();
+            let readiness = Readiness::InForce(Arc::new(generation));
+            assert_eq!(readiness.generation(now).is_ok(), ready, "{step}");
+            assert!(readiness.generation(at(NOW)).is_ok(), "when it is set right");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_ourselves_has_one_reason() {
+        let reason = |standing, revoked, later| {
+            let (leaf, mut brief) = ours();
+            brief.standing = standing;
+            revocation(&mut brief).withdrawn.push(Withdrawal {
+                id: leaf.identity.id.clone(),
+                starting_before: NOW + 1,
+                reason: WithdrawnDetail::Suspended,
+            });
+            let generation = Generation::build(brief, leaf.clone(), None, at(NOW)).unwrap();
+            assert!(generation.judge.view.taken_back(&leaf.identity).is_err());
+            if revoked {
+                leaf.revoke();
+            }
+            match Readiness::InForce(Arc::new(generation)).generation(at(NOW + later)) {
+                Err(Refusal::NotReady(detail)) => Some(detail),
+                _ => None,
+            }
+        };
+        for (standing, revoked, later, expected) in [
+            (Standing::Active, false, 0, None),
+            (Standing::Active, true, 0, Some(ReadyDetail::OwnRevoked)),
+            (Standing::Active, false, 3600, Some(ReadyDetail::OwnExpired)),
+            (Standing::Suspended, true, 3600, Some(ReadyDetail::ServerSuspended)),
+            (Standing::Withdrawn, true, 3600, Some(ReadyDetail::Withdrawn)),
+        ] {
+            assert_eq!(reason(standing, revoked, later), expected, "{standing:?} {revoked} {later}");
+        }
+    }
+}

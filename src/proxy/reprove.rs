@@ -111,6 +111,8 @@ pub(super) async fn answer(
         Some(OnPeerExpiry::Cut) | None => Err(Refusal::BadAlpn),
     };
     shared.metrics.reproof(Direction::Inbound, proved.is_ok());
+    // It was never a connection; what follows is the goodbye.
+    drop(place);
     proved?;
     let said = async {
         stream.write_u8(PROVED).await?;

@@ -3,9 +3,11 @@
 mod calls;
 mod changes;
 mod channel;
+mod expiry;
 mod harness;
 mod lifecycle;
 mod probes;
 mod refusals;
 mod revocation;
+mod scale;
 mod views;

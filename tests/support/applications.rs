@@ -18,6 +18,7 @@ use tokio::{
 pub(crate) struct Application {
     pub(crate) address: SocketAddr,
     accepted: Arc<AtomicUsize>,
+    ended: Arc<AtomicUsize>,
 }
 
 /// What an application does with a connection.
@@ -38,15 +39,25 @@ pub(crate) const GREETING: &[u8] = b"220 at your service\r\n";
 impl Application {
     pub(crate) async fn start(address: IpAddr, behaviour: Behaviour) -> Self {
         let listener = TcpListener::bind((address, 0)).await.unwrap();
-        let application = Self { address: listener.local_addr().unwrap(), accepted: Arc::default() };
-        let accepted = application.accepted.clone();
+        let application =
+            Self { address: listener.local_addr().unwrap(), accepted: Arc::default(), ended: Arc::default() };
+        let (accepted, ended) = (application.accepted.clone(), application.ended.clone());
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 accepted.fetch_add(1, Ordering::SeqCst);
-                tokio::spawn(serve(stream, behaviour));
+                let ended = ended.clone();
+                tokio::spawn(async move {
+                    let _ = serve(stream, behaviour).await;
+                    ended.fetch_add(1, Ordering::SeqCst);
+                });
             }
         });
         application
+    }
+
+    /// Connections now.
+    pub(crate) fn open(&self) -> usize {
+        self.accepted() - self.ended.load(Ordering::SeqCst)
     }
 
     /// Connections so far.

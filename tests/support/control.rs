@@ -309,9 +309,11 @@ fn news(pod: &Pod, request: &SyncRequest) -> Option<SyncResponse> {
     let brief = pod.brief.clone().filter(|brief| request.after.as_ref() != Some(&brief.cursor));
     let cursor = RouteCursor { epoch: 1, version: pod.routes_version };
     let stale = request.routes != Some(cursor);
-    let wanted = |address: &IpAddr| !pod.on_demand || request.ask.contains(address) || request.keep.contains(address);
-    let put: Vec<_> =
-        pod.routes.iter().filter(|(address, _)| wanted(address)).map(|(_, route)| route.clone()).collect();
+    let wanted = |route: &&Route| {
+        let asked = request.ask.contains(&route.address) || request.keep.contains(&route.address);
+        !pod.on_demand || asked || route.pod.as_ref().is_some_and(|uid| request.pods.contains(uid))
+    };
+    let put: Vec<_> = pod.routes.values().filter(wanted).cloned().collect();
     let asked = request.ask.iter().any(|address| pod.routes.contains_key(address));
     let routes = (stale || asked).then(|| RouteDelta {
         cursor,

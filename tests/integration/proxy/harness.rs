@@ -54,6 +54,7 @@ pub(super) struct Plan {
     ports: Vec<Port>,
     dials: Vec<(SocketAddr, Option<(SpiffeId, Mode)>)>,
     has_brief: bool,
+    lifetime: u32,
     adjust: Box<dyn FnOnce(&mut Brief) + Send>,
     probes: Probes,
     state: Arc<TempDir>,
@@ -70,6 +71,7 @@ impl Plan {
             ports: vec![],
             dials: vec![],
             has_brief: true,
+            lifetime: 3600,
             adjust: Box::new(|_| ()),
             probes: Probes::new(),
             state: Arc::new(tempfile::tempdir().unwrap()),
@@ -126,6 +128,12 @@ impl Plan {
         self
     }
 
+    /// Its certificates live so many seconds.
+    pub(super) fn lives(mut self, seconds: u32) -> Self {
+        self.lifetime = seconds;
+        self
+    }
+
     pub(super) fn probes(mut self, probes: Probes) -> Self {
         self.probes = probes;
         self
@@ -136,6 +144,7 @@ impl Plan {
         let mut brief = self.control.brief(&self.server, self.ports.clone());
         (self.adjust)(&mut brief);
         self.control.declare(&self.uid, &self.server, self.has_brief.then_some(brief));
+        self.control.change(|world| world.pods.get_mut(&self.uid).unwrap().lifetime = self.lifetime);
         for (address, declared) in &self.dials {
             if let Some((server, mode)) = declared {
                 self.control.route(&self.uid, *address, server, *mode);
