@@ -218,8 +218,10 @@ pub struct Route {
     pub address: IpAddr,
     /// Who must answer there.
     pub server: SpiffeId,
-    /// UID of the pod, where the address is a pod's.
+    /// UID of the pod, where the address is a pod's with a sidecar.
     pub pod: Option<String>,
+    /// Whether a sidecar of ours answers there; else the server's own software does, which holds its key itself.
+    pub sidecar: bool,
     /// TCP ports that may be dialled, with what their wire carries.
     pub ports: BTreeMap<u16, Mode>,
 }

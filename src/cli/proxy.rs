@@ -35,6 +35,9 @@ pub(super) struct Arguments {
     /// Where key, chain and brief are kept.
     #[arg(long, default_value = sidecar::STATE_DIR)]
     state_dir: PathBuf,
+    /// Where the certificate that ServerTLS ports show is mounted, if it is.
+    #[arg(long, default_value = sidecar::SERVER_CERTIFICATE_DIR)]
+    server_certificate: PathBuf,
     /// The pod-bound token.
     #[arg(long, default_value = sidecar::TOKEN_FILE)]
     token_file: PathBuf,
@@ -68,6 +71,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         control: Control { address: arguments.control_address, authority: arguments.control_ca },
         token_file: arguments.token_file,
         state_dir: arguments.state_dir,
+        server_certificate: arguments.server_certificate,
         probes: arguments.probes,
         intercepted: Intercepted::OriginalDestination,
         drain_grace: DRAIN_GRACE,

@@ -10,6 +10,7 @@ use crate::{
     brief::{self, Denied, SyncRequest, SyncResponse},
     identity::Identity,
     pki::verify::{Role, verdict},
+    plan::routes::Asked,
     refusal::{Refusal, WithdrawnDetail},
     telemetry,
 };
@@ -127,6 +128,7 @@ fn answer(
     if differs || (last && held != Some(&brief.cursor)) {
         response.brief = Some(brief);
     }
-    response.routes = domain.routes.since(request.routes, &request.ask, &request.keep);
+    let asked = Asked { ask: &request.ask, keep: &request.keep, pods: &request.pods };
+    response.routes = domain.routes.since(request.routes, &asked);
     Ok(response)
 }

@@ -187,7 +187,7 @@ mod tests {
         let create = Step::CreateAuthority { domain: "contoso".into(), coming: coming.clone(), lists: lists.clone() };
         assert!(after(&create, Some(register.clone()), fresh(3), at(1)).unwrap().is_none(), "never made anew");
         let prepare = Step::PrepareAuthority { domain: "contoso".into(), coming, lists: lists.clone() };
-        let prepared = after(&prepare, Some(register.clone()), fresh(5), at(1)).unwrap().unwrap();
+        let prepared = after(&prepare, Some(register), fresh(5), at(1)).unwrap().unwrap();
         assert!(after(&prepare, Some(prepared.clone()), fresh(7), at(2)).unwrap().is_none());
         assert_eq!(prepared.published().issuers.len(), 2, "the lists speak for the new key at once");
         let wrong = Step::MoveAuthority {

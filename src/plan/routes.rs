@@ -23,6 +23,17 @@ pub struct RouteTable {
     floor: u64,
 }
 
+/// What a proxy wants to know of a table that is told on demand.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked<'a> {
+    /// Addresses that it dials now.
+    pub ask: &'a [IpAddr],
+    /// Addresses that it still uses.
+    pub keep: &'a [IpAddr],
+    /// Pods whose own addresses it needs.
+    pub pods: &'a [String],
+}
+
 /// The addresses of `domain`'s servers: its pods with a sidecar, and its Services.
 pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
     let mut routes = BTreeMap::new();
@@ -55,7 +66,8 @@ pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
 }
 
 fn route(address: IpAddr, server: &Server, pod: Option<String>, ports: BTreeMap<u16, Mode>) -> Route {
-    Route { address, server: server.id.clone(), pod, ports }
+    let sidecar = server.secret_name.is_none();
+    Route { address, server: server.id.clone(), pod: pod.filter(|_| sidecar), sidecar, ports }
 }
 
 impl RouteTable {
@@ -95,17 +107,19 @@ impl RouteTable {
     }
 
     /// What a proxy that stands at `after` must be told; `None` = nothing. Beyond the size that is pushed, only what
-    /// it asks for (`ask`) and still uses (`keep`).
-    pub fn since(&self, after: Option<RouteCursor>, ask: &[IpAddr], keep: &[IpAddr]) -> Option<RouteDelta> {
+    /// it asks for and still uses.
+    pub fn since(&self, after: Option<RouteCursor>, asked: &Asked<'_>) -> Option<RouteDelta> {
         let known = after.filter(|cursor| cursor.epoch == self.cursor.epoch && cursor.version >= self.floor);
-        if known == Some(self.cursor) && ask.is_empty() {
+        let on_demand = self.routes.len() > PUSHED_ROUTES;
+        let of_pods = if on_demand { self.of_pods(asked.pods) } else { BTreeSet::new() };
+        // A pod that is not here is no news.
+        if known == Some(self.cursor) && asked.ask.is_empty() && of_pods.is_empty() {
             return None;
         }
-        let on_demand = self.routes.len() > PUSHED_ROUTES;
         let mut delta = RouteDelta { cursor: self.cursor, reset: known.is_none(), on_demand, ..RouteDelta::default() };
         let since = known.map_or(0, |cursor| cursor.version);
         if on_demand {
-            self.asked(&mut delta, since, ask, keep);
+            self.asked(&mut delta, since, asked, of_pods);
         } else {
             delta.put = self.routes.values().filter(|(at, _)| *at > since).map(|(_, route)| route.clone()).collect();
             let gone = self.removed.iter().filter(|(at, address)| *at > since && !self.routes.contains_key(address));
@@ -117,9 +131,18 @@ impl RouteTable {
         Some(delta)
     }
 
-    fn asked(&self, delta: &mut RouteDelta, since: u64, ask: &[IpAddr], keep: &[IpAddr]) {
-        let ask: BTreeSet<IpAddr> = ask.iter().copied().take(PUSHED_ROUTES).collect();
-        let keep: BTreeSet<IpAddr> = keep.iter().copied().take(PUSHED_ROUTES).collect();
+    /// The own addresses of these pods.
+    fn of_pods(&self, pods: &[String]) -> BTreeSet<IpAddr> {
+        let pods: BTreeSet<&String> = pods.iter().take(PUSHED_ROUTES).collect();
+        let of = |route: &Route| route.pod.as_ref().is_some_and(|pod| pods.contains(pod));
+        let routes = self.routes.iter().filter(|_| !pods.is_empty());
+        routes.filter(|(_, (_, route))| of(route)).map(|(address, _)| *address).collect()
+    }
+
+    fn asked(&self, delta: &mut RouteDelta, since: u64, asked: &Asked<'_>, of_pods: BTreeSet<IpAddr>) {
+        let mut ask: BTreeSet<IpAddr> = asked.ask.iter().copied().take(PUSHED_ROUTES).collect();
+        ask.extend(of_pods);
+        let keep: BTreeSet<IpAddr> = asked.keep.iter().copied().take(PUSHED_ROUTES).collect();
         for address in ask.union(&keep) {
             match self.routes.get(address) {
                 Some((at, route)) if delta.reset || *at > since || ask.contains(address) => {
@@ -142,7 +165,16 @@ mod tests {
     fn sample(address: u16, server: &str) -> (IpAddr, Route) {
         let address = IpAddr::from([10, 0, (address >> 8) as u8, (address & 0xff) as u8]);
         let id = SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), "shop", server).unwrap();
-        (address, Route { address, server: id, pod: None, ports: BTreeMap::from([(80, Mode::MutualTls)]) })
+        (
+            address,
+            Route {
+                address,
+                server: id,
+                pod: Some(format!("pod-{address}")),
+                sidecar: true,
+                ports: BTreeMap::from([(80, Mode::MutualTls)]),
+            },
+        )
     }
 
     fn follow(held: &mut BTreeMap<IpAddr, Route>, delta: RouteDelta) {
@@ -168,7 +200,7 @@ mod tests {
                 let now: BTreeMap<_, _> = state.iter().map(|(at, server)| sample(*at, &format!("s{server}"))).collect();
                 table.update(now.clone());
                 if poll {
-                    if let Some(delta) = table.since(cursor, &[], &[]) {
+                    if let Some(delta) = table.since(cursor, &Asked::default()) {
                         cursor = Some(delta.cursor);
                         follow(&mut held, delta);
                     }
@@ -182,23 +214,30 @@ mod tests {
     fn nothing_new_is_nothing_told_and_another_epoch_starts_afresh() {
         let mut table = RouteTable::new(1);
         table.update([sample(1, "a")].into());
-        let cursor = table.since(None, &[], &[]).unwrap().cursor;
-        assert_eq!(table.since(Some(cursor), &[], &[]), None);
+        let cursor = table.since(None, &Asked::default()).unwrap().cursor;
+        assert_eq!(table.since(Some(cursor), &Asked::default()), None);
         table.update([sample(1, "a")].into());
-        assert_eq!(table.since(Some(cursor), &[], &[]), None);
-        assert!(table.since(Some(RouteCursor { epoch: 2, ..cursor }), &[], &[]).unwrap().reset);
+        assert_eq!(table.since(Some(cursor), &Asked::default()), None);
+        assert!(table.since(Some(RouteCursor { epoch: 2, ..cursor }), &Asked::default()).unwrap().reset);
     }
 
     #[test]
     fn a_large_table_is_told_only_on_demand() {
         let mut table = RouteTable::new(1);
         table.update((0..3_000).map(|address| sample(address, "a")).collect());
-        let delta = table.since(None, &[], &[]).unwrap();
+        let delta = table.since(None, &Asked::default()).unwrap();
         assert!(delta.on_demand && delta.put.is_empty());
         let (known, unknown) = (sample(5, "a").0, sample(4_000, "a").0);
-        let delta = table.since(Some(delta.cursor), &[known, unknown], &[]).unwrap();
+        let delta = table.since(Some(delta.cursor), &Asked { ask: &[known, unknown], ..Asked::default() }).unwrap();
         assert_eq!((delta.put.len(), delta.remove), (1, vec![unknown]));
+        let pods = [format!("pod-{}", sample(7, "a").0), "pod-of-nobody".to_owned()];
+        let told = table.since(Some(delta.cursor), &Asked { pods: &pods, ..Asked::default() }).unwrap();
+        assert_eq!(told.put.iter().map(|route| route.address).collect::<Vec<_>>(), [sample(7, "a").0]);
+        assert_eq!(table.since(Some(delta.cursor), &Asked { pods: &pods[1..], ..Asked::default() }), None);
         table.update((0..2_999).filter(|address| *address != 5).map(|address| sample(address, "a")).collect());
-        assert_eq!(table.since(Some(delta.cursor), &[], &[known]).unwrap().remove, vec![known]);
+        assert_eq!(
+            table.since(Some(delta.cursor), &Asked { keep: &[known], ..Asked::default() }).unwrap().remove,
+            vec![known]
+        );
     }
 }

@@ -11,6 +11,7 @@ use rustls::{ClientConfig, ServerConfig};
 use super::{
     credentials::Leaf,
     judge::Judge,
+    server_certificate::{ServerCertificate, Shown},
     tls::{self, TlsError},
 };
 use crate::{
@@ -103,6 +104,7 @@ impl Generation {
         brief: Brief,
         leaf: Arc<Leaf>,
         before: Option<&Self>,
+        mounted: &Arc<ServerCertificate>,
         now: Timestamp,
     ) -> Result<Self, GenerationError> {
         if brief.version != VERSION {
@@ -130,7 +132,7 @@ impl Generation {
         for port in &judge.brief.ports {
             let config = match port.mode {
                 Mode::MutualTls => tls::mutual(&leaf, &judge, port.port)?,
-                Mode::ServerTls => tls::server_only(&leaf)?,
+                Mode::ServerTls => tls::server_only(Shown { mounted: mounted.clone(), own: leaf.clone() })?,
                 Mode::Plaintext => continue,
             };
             servers.insert(port.port, config);
@@ -293,10 +295,15 @@ mod tests {
         brief.scopes[0].revocation.as_mut().unwrap()
     }
 
+    /// Nothing is mounted.
+    fn mounted() -> Arc<ServerCertificate> {
+        Arc::new(ServerCertificate::new("/nowhere".into()))
+    }
+
     #[test]
     fn neither_revision_nor_revocations_of_one_domain_go_back() {
         let (leaf, good) = ours();
-        let before = Generation::build(good.clone(), leaf.clone(), None, at(NOW)).unwrap();
+        let before = Generation::build(good.clone(), leaf.clone(), None, &mounted(), at(NOW)).unwrap();
         type Change = fn(&mut Brief);
         let cases: [(&str, Change, bool); 10] = [
             ("the same", |_| (), true),
@@ -327,7 +334,7 @@ mod tests {
         for (what, change, accepted) in cases {
             let mut brief = good.clone();
             change(&mut brief);
-            let built = Generation::build(brief, leaf.clone(), Some(&before), at(NOW));
+            let built = Generation::build(brief, leaf.clone(), Some(&before), &mounted(), at(NOW));
             assert_eq!(built.is_ok(), accepted, "{what}: {:?}", built.err());
         }
     }
@@ -335,16 +342,16 @@ mod tests {
     #[test]
     fn within_one_revision_and_list_a_view_only_grows_also_through_a_renewal() {
         let (leaf, good) = ours();
-        let before = Generation::build(good.clone(), leaf.clone(), None, at(NOW)).unwrap();
+        let before = Generation::build(good.clone(), leaf.clone(), None, &mounted(), at(NOW)).unwrap();
         let listed = Identity { serial: vec![7, 7], ..leaf.identity.clone() };
         let forgets = |revision, number| {
             let mut brief = good.clone();
             revocation(&mut brief).serials.values_mut().for_each(Vec::clear);
             brief.cursor.revision += revision;
             revocation(&mut brief).number += number;
-            let after = Generation::build(brief.clone(), leaf.clone(), Some(&before), at(NOW)).unwrap();
+            let after = Generation::build(brief.clone(), leaf.clone(), Some(&before), &mounted(), at(NOW)).unwrap();
             // A renewal builds of the same brief once more.
-            let renewed = Generation::build(brief, leaf.clone(), Some(&after), at(NOW)).unwrap();
+            let renewed = Generation::build(brief, leaf.clone(), Some(&after), &mounted(), at(NOW)).unwrap();
             renewed.judge.view.taken_back(&listed)
         };
         assert_eq!(forgets(0, 0), Err(Refusal::Revoked));
@@ -357,7 +364,7 @@ mod tests {
         let (leaf, brief) = ours();
         for (step, ready) in [(-25 * 3600, true), (0, true), (25 * 3600, false)] {
             let now = at(NOW + step);
-            let generation = Generation::build(brief.clone(), leaf.clone(), None, now).unwrap();
+            let generation = Generation::build(brief.clone(), leaf.clone(), None, &mounted(), now).unwrap();
             let readiness = Readiness::InForce(Arc::new(generation));
             assert_eq!(readiness.generation(now).is_ok(), ready, "{step}");
             assert!(readiness.generation(at(NOW)).is_ok(), "when it is set right");
@@ -374,7 +381,7 @@ mod tests {
                 starting_before: NOW + 1,
                 reason: WithdrawnDetail::Suspended,
             });
-            let generation = Generation::build(brief, leaf.clone(), None, at(NOW)).unwrap();
+            let generation = Generation::build(brief, leaf.clone(), None, &mounted(), at(NOW)).unwrap();
             assert!(generation.judge.view.taken_back(&leaf.identity).is_err());
             if revoked {
                 leaf.revoke();

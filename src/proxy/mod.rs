@@ -24,6 +24,7 @@ mod registry;
 mod relay;
 mod reprove;
 mod routes;
+mod server_certificate;
 mod shared;
 mod sockets;
 mod sync;
@@ -45,6 +46,7 @@ use self::{
     accept::Acceptor,
     health::Health,
     limits::Limits,
+    server_certificate::ServerCertificate,
     shared::{Shared, Surroundings},
 };
 pub use self::{
@@ -79,6 +81,8 @@ pub struct Config {
     pub token_file: PathBuf,
     /// Where key, chain and brief survive a restart of the container.
     pub state_dir: PathBuf,
+    /// Where the certificate that ServerTLS ports show is mounted, if it is.
+    pub server_certificate: PathBuf,
     /// The application's probes and hooks.
     pub probes: Probes,
     /// How original destinations are learnt.
@@ -136,9 +140,21 @@ impl Bound {
         let own_ports = [self.inbound(), self.outbound(), self.health()].concat();
         let own_ports = own_ports.iter().map(SocketAddr::port).chain([ADMIN_PORT]).collect();
         let Self { config, inbound, outbound, health } = self;
-        let Config { pod_ips, pod_uid, resolvers, control, token_file, state_dir, probes, intercepted, .. } = config;
+        let Config {
+            pod_ips,
+            pod_uid,
+            resolvers,
+            control,
+            token_file,
+            state_dir,
+            server_certificate,
+            probes,
+            intercepted,
+            ..
+        } = config;
         std::fs::create_dir_all(&state_dir).with_context(|| format!("cannot use {}", state_dir.display()))?;
-        let place = Surroundings { pod_uid, pod_ips, resolvers, own_ports, state_dir, intercepted };
+        let mounted = Arc::new(ServerCertificate::new(server_certificate));
+        let place = Surroundings { pod_uid, pod_ips, resolvers, own_ports, state_dir, intercepted, mounted };
         let shared = Arc::new(Shared::new(place));
         restore(&shared);
 
@@ -161,6 +177,7 @@ impl Bound {
         }
         let enrol = enrol::run(shared.clone(), control.clone(), token_file);
         background.spawn(stop.clone().run_until_cancelled_owned(enrol));
+        background.spawn(stop.clone().run_until_cancelled_owned(shared.place.mounted.clone().follow()));
         background.spawn(stop.clone().run_until_cancelled_owned(sync::run(shared.clone(), control)));
         background.spawn(stop.clone().run_until_cancelled_owned(expiry::run(shared.clone())));
         tracing::info!("proxy started");

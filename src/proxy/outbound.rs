@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
@@ -45,10 +46,12 @@ async fn converse(shared: &Shared, application: TcpStream, record: &mut Record) 
     record.peer = route.server.to_string();
     let mode = declared_mode(&route, destination.port())?;
     record.mode = mode_word(mode);
-    let Route { server, pod, .. } = route;
+    let Route { server, pod, sidecar, .. } = route;
     if mode == Mode::MutualTls {
         generation.brief().stands()?;
-        return mutual(shared, &generation, application, destination, (server, pod), record).await;
+        let config = generation.client(&server)?;
+        let config = if sidecar { config } else { tls::without_protocol(&config) };
+        return mutual(shared, &generation, application, destination, (server, pod, config), record).await;
     }
     let basis = Basis::Server { address: destination, server, mode, pod, proof: None };
     still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
@@ -94,14 +97,14 @@ async fn mutual(
     generation: &Arc<Generation>,
     application: TcpStream,
     destination: SocketAddr,
-    (server, pod): (SpiffeId, Option<String>),
+    (server, pod, config): (SpiffeId, Option<String>, Arc<ClientConfig>),
     record: &mut Record,
 ) -> Result<(), Refusal> {
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
     let network = sockets::dial(destination, true).await?;
-    let secured = tls::connect(network, name, generation.client(&server)?).await.map_err(|refused| {
+    let secured = tls::connect(network, name, config).await.map_err(|refused| {
         record.presented = refused.proven.map(|proven| proven.to_string());
         match refused.reason {
             // It hung up on us in the middle of the handshake.

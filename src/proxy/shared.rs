@@ -20,6 +20,7 @@ use super::{
     metrics::Metrics,
     registry::{self, Place, Registry},
     routes::Routes,
+    server_certificate::ServerCertificate,
     sockets::Intercepted,
 };
 use crate::{
@@ -65,6 +66,8 @@ pub(super) struct Surroundings {
     pub(super) state_dir: PathBuf,
     /// How original destinations are learnt.
     pub(super) intercepted: Intercepted,
+    /// What ServerTLS ports show instead of our own certificate.
+    pub(super) mounted: Arc<ServerCertificate>,
 }
 
 impl Shared {
@@ -112,13 +115,17 @@ impl Shared {
         }
     }
 
+    fn build(&self, brief: Brief, leaf: Arc<Leaf>, before: Option<&Generation>) -> Result<Generation, GenerationError> {
+        Generation::build(brief, leaf, before, &self.place.mounted, telemetry::now())
+    }
+
     /// Puts a new certificate in force, under the brief that is.
     pub(super) fn adopt_leaf(&self, leaf: Leaf) {
         let leaf = Arc::new(leaf);
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         match self.in_force() {
             None => self.readiness.store(Arc::new(Readiness::NoBrief)),
-            Some(old) => match Generation::build(old.brief().clone(), leaf.clone(), Some(&old), telemetry::now()) {
+            Some(old) => match self.build(old.brief().clone(), leaf.clone(), Some(&old)) {
                 Ok(generation) => {
                     let generation = Arc::new(generation);
                     self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));
@@ -139,7 +146,7 @@ impl Shared {
         let Some(leaf) = self.leaf.borrow().clone() else { return Ok(()) };
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.in_force();
-        let generation = Arc::new(Generation::build(brief, leaf, before.as_deref(), telemetry::now())?);
+        let generation = Arc::new(self.build(brief, leaf, before.as_deref())?);
         self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));
         let cut = self.registry.rejudge(&generation.judge, &self.routes.table(), telemetry::now());
         self.metrics.brief(generation.cursor().revision);

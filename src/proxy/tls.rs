@@ -32,6 +32,7 @@ use self::verifiers::{Anyone, Callee, Caller, OwnNames};
 use super::{
     credentials::Leaf,
     judge::{Judge, Refused},
+    server_certificate::Shown,
     sockets,
 };
 use crate::{
@@ -78,10 +79,9 @@ pub(super) fn mutual(leaf: &Arc<Leaf>, judge: &Arc<Judge>, port: u16) -> Result<
     Ok(Arc::new(config))
 }
 
-/// Configuration of a `ServerTls` port: our certificate, any client.
-pub(super) fn server_only(leaf: &Leaf) -> Result<Arc<ServerConfig>, TlsError> {
-    let resolver = SingleCertAndKey::from(leaf.certified.clone());
-    Ok(Arc::new(server_config(WebPkiClientVerifier::no_client_auth(), Arc::new(resolver))?))
+/// Configuration of a `ServerTls` port: the certificate that `shown` says, any client.
+pub(super) fn server_only(shown: Shown) -> Result<Arc<ServerConfig>, TlsError> {
+    Ok(Arc::new(server_config(WebPkiClientVerifier::no_client_auth(), Arc::new(shown))?))
 }
 
 /// Configuration to dial `expected`, and nobody else.
@@ -90,6 +90,14 @@ pub(super) fn dial(leaf: &Leaf, judge: &Arc<Judge>, expected: SpiffeId) -> Resul
     let mut config = client_config(Arc::new(callee), Some(leaf.certified.clone()))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// `config` without an application protocol: software that holds its key itself knows none of ours, and some refuses
+/// what it does not know.
+pub(super) fn without_protocol(config: &ClientConfig) -> Arc<ClientConfig> {
+    let mut config = config.clone();
+    config.alpn_protocols.clear();
+    Arc::new(config)
 }
 
 /// `config` for a re-proof instead of a connection.

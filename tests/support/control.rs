@@ -190,6 +190,7 @@ impl Server {
                 address: address.ip(),
                 server: server.clone(),
                 pod: None,
+                sidecar: true,
                 ports: BTreeMap::new(),
             });
             route.server = server.clone();

@@ -106,6 +106,7 @@ fn table() -> Arc<Table> {
         address: address.parse().unwrap(),
         server: id(server),
         pod: None,
+        sidecar: true,
         ports: BTreeMap::from([(5, Mode::MutualTls)]),
     };
     let routes = Routes::default();

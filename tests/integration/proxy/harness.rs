@@ -194,6 +194,7 @@ impl Home {
             control: self.control.control(),
             token_file,
             state_dir: self.state.path().to_owned(),
+            server_certificate: self.state.path().join("server-certificate"),
             probes: self.probes.clone(),
             intercepted: Intercepted::OriginalDestination,
             drain_grace: Duration::from_millis(50),
