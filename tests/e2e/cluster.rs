@@ -124,7 +124,22 @@ impl Place {
     /// With a trust domain of its own; `more` is further YAML of its spec, in flow style.
     pub(crate) fn with_domain(test: &str, more: &str) -> Self {
         let shared = CONTROL_PLANE.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let mut place = Self::named(test, test, Some(shared), None);
+        Self::in_domain(test, more, Some(shared), None)
+    }
+
+    /// The same for a test that has the control plane alone.
+    pub(crate) fn alone_with_domain(test: &str, more: &str) -> Self {
+        let alone = CONTROL_PLANE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Self::in_domain(test, more, None, Some(alone))
+    }
+
+    fn in_domain(
+        test: &str,
+        more: &str,
+        shared: Option<RwLockReadGuard<'static, ()>>,
+        alone: Option<RwLockWriteGuard<'static, ()>>,
+    ) -> Self {
+        let mut place = Self::named(test, test, shared, alone);
         apply(&format!(
             "apiVersion: entente.dev/v1alpha1
 kind: TrustDomain

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod cluster;
+mod load;
 mod workloads;
 
 mod changes;
 mod chart;
+mod faults;
 mod objects;
 mod outage;
 mod own_ca;

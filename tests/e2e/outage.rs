@@ -8,19 +8,18 @@ use std::{
 };
 
 use crate::{
-    cluster::{Place, amount, kubectl, must, suffix, until},
+    cluster::{Place, SYSTEM, amount, kubectl, must, suffix, until},
     workloads::{IDLE, account, declared, deployment, server, service, web},
 };
 
-const SYSTEM: &str = "entente-system";
-const CONTROLLER: &str = "app.kubernetes.io/component=controller";
+pub(crate) const CONTROLLER: &str = "app.kubernetes.io/component=controller";
 
-fn scale(replicas: u32) {
+pub(crate) fn scale(replicas: u32) {
     must(&["-n", SYSTEM, "scale", "deployment/entente-controller", &format!("--replicas={replicas}")]);
 }
 
 /// Waits until this many replicas serve.
-fn replicas(count: usize) {
+pub(crate) fn replicas(count: usize) {
     until(90, &format!("{count} replicas serve"), || {
         let template = "jsonpath={range .items[*]}{.metadata.name} {.status.conditions[?(@.type==\"Ready\")].status}{\"\\n\"}{end}";
         let pods = kubectl(&["-n", SYSTEM, "get", "pods", "-l", CONTROLLER, "-o", template]).out;
@@ -31,10 +30,10 @@ fn replicas(count: usize) {
 }
 
 /// Puts the installation back as it was, also when a test fails.
-struct Restored(u32);
+pub(crate) struct Restored(u32);
 
 impl Restored {
-    fn later() -> Self {
+    pub(crate) fn later() -> Self {
         let count = must(&["-n", SYSTEM, "get", "deployment/entente-controller", "-o", "jsonpath={.spec.replicas}"]);
         Self(count.parse().unwrap())
     }
@@ -55,12 +54,12 @@ fn kill(pod: &str) {
     let _ = Command::new("ctr").args(["-a", &socket, "-n", "k8s.io", "tasks", "kill", "-s", "9", id]).output();
 }
 
-fn leader() -> String {
+pub(crate) fn leader() -> String {
     must(&["-n", SYSTEM, "get", "lease", "entente-leader", "-o", "jsonpath={.spec.holderIdentity}"])
 }
 
 /// Serials of a server's ledger: one line for each certificate that was ever signed and lives.
-fn issued(place: &Place, server: &str) -> String {
+pub(crate) fn issued(place: &Place, server: &str) -> String {
     let template =
         "jsonpath={range .items[*]}{.metadata.annotations.entente\\.dev/server} {.data.sequence}{\"\\n\"}{end}";
     let all = must(&["-n", SYSTEM, "get", "configmaps", "-l", "entente.dev/part=ledger", "-o", template]);

@@ -1,0 +1,152 @@
+//! What the authority and its world may suffer without anybody noticing: it is away, the API server is away, a leader is
+//! paused and wakes up again.
+
+use std::{process::Command, time::Duration};
+
+use crate::{
+    cluster::{Place, SYSTEM, amount, kubectl, must, suffix, until},
+    load::{Calls, Load},
+    outage::{CONTROLLER, Restored, issued, leader, replicas, scale},
+    rotation::{condition, rotate, states},
+    workloads::{IDLE, server, service, web},
+};
+
+/// Seconds that certificates live in these tests.
+const LIFE: u64 = 120;
+
+/// web and client in a domain with short lives, everything Ready.
+fn place(domain: &str) -> Place {
+    let spec = format!("leaf: {{lifetimeSeconds: {LIFE}, clockSkewSeconds: 30}}, rotation: {{minTrustedSeconds: 2}}");
+    let place = Place::alone_with_domain(domain, &spec);
+    place.apply(&server("web", &web(8080, "hello"), "[{name: http, port: 80, targetPort: 8080}]", ""));
+    place.apply(&service("web", 80, 8080));
+    place.apply(&server("client", IDLE, "[]", ""));
+    place.ready(&["web", "client"]);
+    place
+}
+
+fn nothing_failed(place: &Place, calls: &Calls, what: &str) {
+    eprintln!("{what}: {} calls, {} failed", calls.ok, calls.failed);
+    assert!(calls.ok > 100 && calls.failed == 0, "{what}: {}\n{}", calls.more, place.picture());
+}
+
+#[test]
+fn an_authority_that_is_away_for_more_than_half_of_a_certificates_life_costs_nothing() {
+    let place = place("away");
+    let _restored = Restored::later();
+    // Just renewed: what is left of a life is then the most that it can be.
+    let away = LIFE * 55 / 100;
+    let load = Load::start(&place, "deploy/client", &["web".to_owned()], 50, away + 25);
+    let before = issued(&place, "web");
+    until(60, "a renewal", || if issued(&place, "web") == before { Err("none yet".to_owned()) } else { Ok(()) });
+    scale(0);
+    replicas(0);
+    std::thread::sleep(Duration::from_secs(away));
+    scale(1);
+    replicas(1);
+    nothing_failed(&place, &load.ends(), "authority away for 55 % of a life");
+    place.condition_is("web", "Ready", "True/");
+}
+
+/// A process of the node that stands still until this is dropped.
+struct Paused(String);
+
+impl Paused {
+    fn new(pid: &str) -> Self {
+        let stopped = Command::new("kill").args(["-STOP", pid]).status().unwrap();
+        assert!(stopped.success(), "process {pid} cannot be stopped");
+        Self(pid.to_owned())
+    }
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-CONT", &self.0]).status();
+    }
+}
+
+#[test]
+fn an_api_server_that_hangs_costs_no_call_and_nothing_is_issued_twice() {
+    let place = place("hangs");
+    // 30 minutes of a day's certificate are 2.5 s of ours: this is far more.
+    let away = amount(60, 25);
+    let load = Load::start(&place, "deploy/client", &["web".to_owned()], 50, away + 15);
+    let pid = std::fs::read_to_string(format!("/run/entente-node{}/pid/kube-apiserver", suffix())).unwrap();
+    let paused = Paused::new(pid.trim());
+    std::thread::sleep(Duration::from_secs(away));
+    drop(paused);
+    nothing_failed(&place, &load.ends(), &format!("API server hanging for {away} s"));
+    until(60, "everything is in force again", || {
+        let found = condition("hangs", "Ready");
+        if found.starts_with("True/") { Ok(()) } else { Err(found) }
+    });
+    place.condition_is("web", "Ready", "True/");
+    let serials: Vec<String> = place.ledger("web");
+    let mut unique: Vec<&str> = serials.iter().filter_map(|line| line.split(' ').next()).collect();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(unique.len(), serials.len(), "no serial twice");
+}
+
+/// The process of a controller's pod.
+fn process(pod: &str) -> String {
+    let id = must(&["-n", SYSTEM, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}"]);
+    let id = id.trim_start_matches("containerd://").to_owned();
+    let socket = format!("/run/entente-node{}/containerd.sock", suffix());
+    let out = Command::new("ctr").args(["-a", &socket, "-n", "k8s.io", "tasks", "ls"]).output().unwrap();
+    let tasks = String::from_utf8_lossy(&out.stdout).into_owned();
+    let line = tasks.lines().find(|line| line.starts_with(&id)).unwrap_or_else(|| panic!("{id}: {tasks}"));
+    line.split_whitespace().nth(1).unwrap().to_owned()
+}
+
+fn number(domain: &str) -> u64 {
+    let template = "jsonpath={.status.crl.number}";
+    kubectl(&["get", "trustdomain", domain, "-o", template]).out.parse().unwrap_or(0)
+}
+
+#[test]
+fn two_leaders_by_a_paused_process_issue_nothing_twice_and_no_number_goes_back() {
+    let domain = "paused";
+    let place = place(domain);
+    let _restored = Restored::later();
+    scale(2);
+    replicas(2);
+    let cycles = amount(20, 2);
+    let mut highest = number(domain);
+    for cycle in 0..cycles {
+        let old = until(40, "somebody leads", || {
+            let name = leader();
+            let there = kubectl(&["-n", SYSTEM, "get", "pods", "-l", CONTROLLER, "-o", "name"]).out;
+            if !name.is_empty() && there.contains(&name) { Ok(name) } else { Err(name) }
+        });
+        let paused = Paused::new(&process(&old));
+        rotate(&place, domain);
+        until(60, "another replica leads", || {
+            let name = leader();
+            if !name.is_empty() && name != old { Ok(()) } else { Err(name) }
+        });
+        until(60, "the rotation began without it", || {
+            let now = states(domain);
+            if now.contains("Prepared:") || now.contains("Trusted:") || now.contains("Retiring:") {
+                Ok(())
+            } else {
+                Err(now)
+            }
+        });
+        // It wakes up and believes that it leads.
+        drop(paused);
+        for _ in 0..30 {
+            let now = number(domain);
+            assert!(now >= highest, "cycle {cycle}: list number {now} after {highest}");
+            highest = now;
+            assert_eq!(states(domain).matches("Active:").count(), 1, "{}", states(domain));
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        until(200, "the rotation comes to its end", || {
+            let now = condition(domain, "RotationComplete");
+            if now.starts_with("True/") { Ok(()) } else { Err(now) }
+        });
+    }
+    assert_eq!(place.run("deploy/client", "curl -sS --max-time 5 http://web/").out, "hello\n");
+    eprintln!("{cycles} leaders paused and woken; the last list has number {highest}");
+}
