@@ -1,6 +1,6 @@
 //! Ends connections whose peer has no valid certificate any more, and has pods prove themselves anew before that.
 //!
-//! Everything goes by the wall clock and is looked at every second, so that a clock that steps acts at once.
+//! Everything goes by the wall clock, which is looked at again and again, so that a clock that steps acts at once.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior},
@@ -22,8 +21,8 @@ use crate::{
     telemetry,
 };
 
-/// How often the clock is looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the clock is looked at: certificates count whole seconds.
+const LOOK: Duration = Duration::from_millis(500);
 /// Re-proofs under way.
 const MAX_UNDER_WAY: usize = 64;
 
@@ -78,7 +77,7 @@ fn look(shared: &Arc<Shared>, pods: &mut Pods) {
     };
     pods.known.retain(|uid, progress| matches!(progress, Progress::UnderWay { .. }) || due.contains_key(uid));
     for (uid, pair) in due {
-        if is_worth_it(&pair, generation.own_until)
+        if pair.is_worth_it(generation.own_until)
             && let Some(attempt) = pods.turn(&uid)
         {
             let shared = shared.clone();
@@ -89,11 +88,6 @@ fn look(shared: &Arc<Shared>, pods: &mut Pods) {
             });
         }
     }
-}
-
-/// Where our own deadline is the nearer one, only a newer certificate of ours moves it.
-fn is_worth_it(pair: &Pair, own_until: Timestamp) -> bool {
-    pair.until <= pair.ours_until || own_until > pair.ours_until
 }
 
 impl Pods {
@@ -126,27 +120,4 @@ fn ended(shared: &Shared, pods: &mut Pods, uid: String, pair: &Pair, outcome: Re
     let life = Duration::try_from(pair.deadline().duration_since(pair.proven)).unwrap_or_default();
     let next = Instant::now() + renewal::retry_after(attempt, telemetry::jitter(), life);
     pods.known.insert(uid, Progress::Waiting { attempt: attempt.saturating_add(1), next });
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use super::*;
-    use crate::identity::SpiffeId;
-
-    #[test]
-    fn a_re_proof_waits_for_our_own_renewal_where_only_that_can_help() {
-        let at = |second| Timestamp::from_second(second).unwrap();
-        let pair = |until, ours_until| Pair {
-            server: SpiffeId::parse("spiffe://contoso.example/ns/sip/server/fe").unwrap(),
-            proven: at(0),
-            until: at(until),
-            ours_until: at(ours_until),
-            dialled: BTreeSet::new(),
-        };
-        assert!(!is_worth_it(&pair(200, 100), at(100)), "the same certificate again");
-        assert!(is_worth_it(&pair(200, 100), at(150)));
-        assert!(is_worth_it(&pair(100, 200), at(200)), "the peer's may be a new one");
-    }
 }

@@ -86,6 +86,12 @@ impl Pair {
     pub(super) fn deadline(&self) -> Timestamp {
         self.until.min(self.ours_until)
     }
+
+    /// Whether a re-proof can move the nearer deadline, where what we show now ends at `own_until`: where ours is the
+    /// nearer one, only a newer certificate of ours does.
+    pub(super) fn is_worth_it(&self, own_until: Timestamp) -> bool {
+        self.until <= self.ours_until || own_until > self.ours_until
+    }
 }
 
 impl Registry {

@@ -306,6 +306,111 @@ fn a_proof_that_was_just_taken_back_moves_nothing() {
     assert_eq!(registry.expire(OnPeerExpiry::Reprove, at(500)), 2 - 1);
 }
 
+#[test]
+fn a_re_proof_waits_for_our_own_renewal_where_only_that_can_help() {
+    let pair = |until, ours_until| Pair {
+        server: id("callee"),
+        proven: at(0),
+        until: at(until),
+        ours_until: at(ours_until),
+        dialled: BTreeSet::new(),
+    };
+    assert!(!pair(200, 100).is_worth_it(at(100)), "the same certificate again");
+    assert!(pair(200, 100).is_worth_it(at(150)));
+    assert!(pair(100, 200).is_worth_it(at(200)), "the peer's may be a new one");
+}
+
+/// One side of a connection: its clock, its leaf, when that is renewed.
+struct Side {
+    registry: Arc<Registry>,
+    clock: i64,
+    serial: u8,
+    until: i64,
+    renew: i64,
+    blocked: bool,
+}
+
+const LIFE: i64 = 86_400;
+/// The simulated clock goes on so many seconds at a time.
+const STEP: i64 = 60;
+
+impl Side {
+    /// Its leaf is `age` seconds old at second 0.
+    fn new(clock: i64, age: i64) -> Self {
+        let mut side = Self { registry: Arc::default(), clock, serial: 0, until: 0, renew: 0, blocked: false };
+        side.issue(-age);
+        side
+    }
+
+    fn issue(&mut self, now: i64) {
+        self.serial += 1;
+        self.until = now + LIFE;
+        self.renew = now + LIFE * 33 / 100 + i64::from(self.serial) * LIFE / 1_000;
+    }
+
+    /// What it shows, as `judge` with its own clock sees it.
+    fn shown_to(&self, judge: &Self, now: i64) -> Proof {
+        let valid_until = at(self.until);
+        let identity = Identity { not_after: valid_until, ..identity("pod", self.serial, self.until) };
+        Proof::new(Verdict { identity, valid_until }, at(judge.until), at(now + judge.clock))
+    }
+
+    fn expire(&self, now: i64) -> usize {
+        self.registry.expire(OnPeerExpiry::Reprove, at(now + self.clock))
+    }
+}
+
+fn at_caller(proof: Proof) -> Basis {
+    called_by("10.0.0.1:5", Mode::MutualTls, Some(proof))
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    #[test]
+    fn a_connection_lives_through_three_leaves_on_clocks_that_differ_and_ends_with_the_last_one_that_could_be_shown(
+        ages in [0..LIFE * 2 / 5, 0..LIFE * 2 / 5],
+        clocks in [-120_i64..120, -120_i64..120],
+        blocks_the_caller: bool,
+    ) {
+        // Far from the beginning of time, where clocks may lag.
+        let start = 1_000_000;
+        let (mut caller, mut callee) = (Side::new(clocks[0], ages[0] - start), Side::new(clocks[1], ages[1] - start));
+        let _inbound = callee.registry.enter(Basis::Caller { proof: caller.shown_to(&callee, start), port: 1 });
+        let _outbound = caller.registry.enter(at_caller(callee.shown_to(&caller, start)));
+        let mut reproofs = 0;
+        for now in (start..).step_by(usize::try_from(STEP).unwrap()) {
+            let over = now >= start + 3 * LIFE;
+            caller.blocked |= over && blocks_the_caller;
+            callee.blocked |= over && !blocks_the_caller;
+            for side in [&mut caller, &mut callee] {
+                if side.renew <= now && !side.blocked {
+                    side.issue(now);
+                }
+            }
+            let ended = [caller.expire(now), callee.expire(now)];
+            if ended != [0, 0] {
+                let (judge, shown, expected) =
+                    if blocks_the_caller { (&callee, &caller, [0, 1]) } else { (&caller, &callee, [1, 0]) };
+                proptest::prop_assert!(over, "cut after {} s", now - start);
+                proptest::prop_assert_eq!(ended, expected);
+                let late = now + judge.clock - shown.until;
+                proptest::prop_assert!((0..STEP).contains(&late), "{late} s after the end of what was shown");
+                proptest::prop_assert!(reproofs <= 30, "{reproofs} re-proofs");
+                break;
+            }
+            let due = caller.registry.due(at(now + caller.clock));
+            if due.get("pod").is_some_and(|pair| pair.is_worth_it(at(caller.until))) {
+                reproofs += 1;
+                let shown = Basis::Caller { proof: caller.shown_to(&callee, now), port: 1 };
+                let place = callee.registry.enter(shown);
+                assert_eq!(callee.registry.reproved(&place), Some(1));
+                let place = caller.registry.enter(at_caller(callee.shown_to(&caller, now)));
+                assert_eq!(caller.registry.reproved(&place), Some(1));
+            }
+        }
+    }
+}
+
 /// A handshake under generation 1 and a swap to generation 2, which admits nobody, in every order of their steps.
 #[test]
 fn no_order_of_a_handshake_and_a_swap_leaves_open_what_the_new_generation_does_not_admit() {
