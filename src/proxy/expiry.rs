@@ -113,7 +113,12 @@ fn ended(shared: &Shared, pods: &mut Pods, uid: String, pair: &Pair, outcome: Re
         }
         Err(reason) => {
             let (reason, detail, until) = (reason.code(), reason.detail(), pair.deadline());
-            tracing::warn!(target: "access", peer = %pair.server, pod = uid, reason, detail, %until, attempt, "re-proof failed");
+            // Once for each pod: what comes of it in the end has a record of its own.
+            if attempt == 0 {
+                tracing::warn!(target: "access", peer = %pair.server, pod = uid, reason, detail, %until, "re-proof failed");
+            } else {
+                tracing::debug!(target: "access", peer = %pair.server, pod = uid, reason, detail, attempt, "re-proof failed");
+            }
         }
     }
     // Also after a success: where the peer could not renew yet, the deadline is where it was.

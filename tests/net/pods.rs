@@ -214,6 +214,7 @@ impl Pod<'_> {
     pub(crate) fn knows(&self, other: &Pod<'_>, server: &str, port: u16, mode: Mode) {
         for address in [other.v4(port), other.v6(port)] {
             self.hub.control.route(&self.name, address, &self.hub.control.domain.id(server), mode);
+            self.hub.control.owned(&self.name, address.ip(), &other.name);
         }
     }
 

@@ -1,6 +1,6 @@
 //! What crosses the wire, and what does not.
 
-use entente::brief::Mode;
+use entente::{brief::Mode, identity::DnsName};
 
 use super::{
     capture::Capture,
@@ -10,6 +10,8 @@ use super::{
 };
 
 const SECRET: &str = "THE-SECRET-OF-CONTOSO";
+/// Lifetime of certificates that a test waits for, in seconds.
+const SHORT: u32 = 10;
 /// Header of a TLS 1.3 application record.
 const TLS_RECORD: &[u8] = &[0x17, 0x03, 0x03];
 
@@ -120,5 +122,63 @@ fn a_removed_edge_is_cut_on_the_wire_and_a_terminated_proxy_ends_with_zero() {
         })
         .await;
         assert_eq!(client.end_sidecar().await.code(), Some(0));
+    });
+}
+
+#[test]
+fn a_revoked_certificate_is_cut_on_the_wire_in_both_families_and_no_other_connection_is() {
+    in_own_network(
+        "wire::a_revoked_certificate_is_cut_on_the_wire_in_both_families_and_no_other_connection_is",
+        |hub| async move {
+            let server = hub.pod(3, "server", &[(5432, Mode::MutualTls)], "").await;
+            let (revoked, other) = (hub.pod(2, "client", &[], "").await, hub.pod(4, "other", &[], "").await);
+            let _application = server.start(Act::Echo(vec![server.v4(5432), server.v6(5432)])).await;
+            for client in [&revoked, &other] {
+                client.knows(&server, "server", 5432, Mode::MutualTls);
+                eventually("a call", || async {
+                    let fared = client.act(Act::Call(server.v4(5432), SECRET.to_owned())).await;
+                    (fared == Fared::Answered).then_some(())
+                })
+                .await;
+            }
+            let hold = |address| Act::Hold(address, SECRET.to_owned());
+            let mut ends = [revoked.start(hold(server.v4(5432))).await, revoked.start(hold(server.v6(5432))).await];
+            let mut stays = other.start(hold(server.v4(5432))).await;
+            hub.control.revoke(&server.name, &hub.control.serial(&revoked.name));
+            for end in &mut ends {
+                end.child.wait().await.unwrap();
+                assert_eq!(end.told::<Fared>(), Fared::Reset);
+            }
+            server.refused("inbound", "Revoked").await;
+            assert_eq!(revoked.act(Act::Call(server.v4(5432), SECRET.to_owned())).await, Fared::Reset);
+            assert_eq!(other.act(Act::Call(server.v4(5432), SECRET.to_owned())).await, Fared::Answered);
+            assert!(stays.child.try_wait().unwrap().is_none(), "the other one goes on");
+        },
+    );
+}
+
+#[test]
+fn a_re_proof_passes_the_rules_and_reaches_no_application() {
+    in_own_network("wire::a_re_proof_passes_the_rules_and_reaches_no_application", |hub| async move {
+        let server = hub.pod(3, "server", &[(5432, Mode::MutualTls)], "").await;
+        let client = hub.pod(2, "client", &[], "").await;
+        client.knows(&server, "server", 5432, Mode::MutualTls);
+        let application = server.start(Act::Echo(vec![server.v4(5432)])).await;
+        for pod in [&server, &client] {
+            hub.control.change(|world| world.pods.get_mut(&pod.name).unwrap().lifetime = SHORT);
+            // Another name brings another certificate.
+            let added = DnsName::parse("short.contoso.example").unwrap();
+            hub.control.change_brief(&pod.name, |brief| brief.names.push(added));
+            eventually("a short certificate", || async {
+                let pod = hub.control.look(|world| world.pods[&pod.name].clone());
+                (pod.serials.len() > 1 && pod.serials.last() == Some(&pod.holds)).then_some(())
+            })
+            .await;
+        }
+        let mut held = client.start(Act::Hold(server.v4(5432), SECRET.to_owned())).await;
+        let proved = "entente_reproofs_total{direction=\"inbound\",outcome=\"reproved\"}";
+        eventually("a re-proof", || async { server.fetch("/metrics").await?.contains(proved).then_some(()) }).await;
+        assert!(held.child.try_wait().unwrap().is_none(), "it goes on");
+        assert_eq!(application.told::<u32>(), 1);
     });
 }
