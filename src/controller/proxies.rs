@@ -147,8 +147,9 @@ impl Proxies {
 }
 
 fn seen(row: Row, now: Timestamp) -> ProxySeen {
-    let Row { cursor, held, last, leaf_not_before, leaf_not_after, serial: _, cut } = row;
+    let Row { cursor, held, last, leaf_not_before, leaf_not_after, serial, cut } = row;
     ProxySeen {
+        serial,
         cursor,
         connected: held > 0 || now.as_second() - last < BETWEEN_POLLS,
         leaf_not_before: Timestamp::from_second(leaf_not_before).ok(),

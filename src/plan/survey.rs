@@ -48,7 +48,9 @@ pub(super) fn survey<'a>(
     let facts = usable(world, &domain.name);
     let one = |server: &'a Server| {
         let trust = Trust::of(facts, withdrawals, topology, Some(server));
-        (&server.key, pods(topology, server, &trust, world, now, plan))
+        let taken = withdrawals.of(&server.key);
+        let revoked = taken.into_iter().flat_map(|taken| &taken.revoked).map(|(_, one)| one.serial.to_string());
+        (&server.key, pods(topology, server, (&trust, &revoked.collect()), world, now, plan))
     };
     servers.map(one).collect()
 }
@@ -56,7 +58,7 @@ pub(super) fn survey<'a>(
 fn pods<'a>(
     topology: &'a Topology,
     server: &'a Server,
-    trust: &Trust,
+    (trust, revoked): (&Trust, &BTreeSet<String>),
     world: &World,
     now: Timestamp,
     plan: &mut Plan,
@@ -79,7 +81,9 @@ fn pods<'a>(
         }
         let nothing = ProxySeen::default();
         let seen = world.proxies.get(&pod.uid).unwrap_or(&nothing);
-        if server.standing == Standing::Active {
+        if server.standing == Standing::Active && revoked.contains(&seen.serial) {
+            pods.uncertified.push(&pod.name);
+        } else if server.standing == Standing::Active {
             certificate(seen, pod, now, &mut pods, plan);
         }
         let wanted = at.clone().map(|at| briefs::cursor_of(topology, server, pod, trust, at));

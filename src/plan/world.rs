@@ -153,6 +153,8 @@ pub struct ProxySeen {
     pub cursor: Option<Cursor>,
     /// Whether it holds a poll, or did within the last seconds.
     pub connected: bool,
+    /// Serial of its certificate, hex.
+    pub serial: String,
     /// Start of its certificate's validity; `None` = it has none.
     pub leaf_not_before: Option<Timestamp>,
     /// End of it.

@@ -333,6 +333,9 @@ impl Drop for Place {
         }
         if let Some(domain) = &self.domain {
             let _ = kubectl(&["delete", "trustdomain", domain, "--wait=false"]);
+            // The operator never deletes an authority; the next test of this name begins without.
+            let authority = format!("entente-authority-{domain}");
+            let _ = kubectl(&["-n", SYSTEM, "delete", "secret", &authority, "--wait=false"]);
         }
         let _ = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
     }

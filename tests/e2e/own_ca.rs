@@ -36,7 +36,7 @@ struct Removed;
 
 impl Drop for Removed {
     fn drop(&mut self) {
-        let _ = kubectl(&["-n", SYSTEM, "delete", "secret", SECRET, &format!("entente-authority-{DOMAIN}")]);
+        let _ = kubectl(&["-n", SYSTEM, "delete", "secret", SECRET]);
         for folder in ["ca-one", "ca-two"] {
             let _ = std::fs::remove_dir_all(node().join(folder));
         }
@@ -52,6 +52,7 @@ fn an_authority_of_ones_own_signs_is_followed_to_another_root_and_does_no_harm_w
         ),
     );
     let _removed = Removed;
+    let _ = kubectl(&["-n", SYSTEM, "delete", "secret", SECRET]);
     ready_is("False/SuppliedAuthorityBroken/");
     apply(&made("ca-one"));
     ready_is("True/");
