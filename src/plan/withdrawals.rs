@@ -14,6 +14,7 @@ use crate::{
         crl::{Reason, Revoked},
         ledger::{Holder, Ledger, Record},
         register::Listed,
+        revocation::{MAX_SERIALS, MAX_WITHDRAWN},
     },
     refusal::WithdrawnDetail,
     topology::{Domain, Key, Server, ServerKey, Topology},
@@ -236,31 +237,34 @@ impl Withdrawals {
     }
 
     /// What the sidecars of `server` are told: whole withdrawals of everybody, single certificates of those that they
-    /// may meet. Without a server: all.
+    /// may meet. Without a server: all. Beyond what a view holds, what somebody decided goes first, then the latest.
     pub fn told(
         &self,
         topology: &Topology,
         server: Option<&Server>,
     ) -> (BTreeMap<String, BTreeSet<Serial>>, Vec<Withdrawal>) {
-        let mut serials = BTreeMap::<String, BTreeSet<Serial>>::new();
+        let mut single: Vec<&(String, Revoked)> = self.stray.iter().collect();
         let mut withdrawn = vec![];
-        for (issuer, revoked) in &self.stray {
-            serials.entry(issuer.clone()).or_default().insert(revoked.serial);
-        }
         for taken in self.taken.values() {
             withdrawn.extend(taken.withdrawal.clone());
             let whole = taken.withdrawal.as_ref().is_some_and(|all| all.starting_before == FOR_EVER);
             let meets = server.is_none_or(|server| {
                 server.key == taken.server || topology.server(&taken.server).is_none_or(|other| may_meet(server, other))
             });
-            if whole || !meets {
-                continue;
-            }
-            for (issuer, revoked) in &taken.revoked {
-                serials.entry(issuer.clone()).or_default().insert(revoked.serial);
+            if meets && !whole {
+                single.extend(&taken.revoked);
             }
         }
+        if single.len() > MAX_SERIALS {
+            single.sort_by_key(|(_, one)| (!one.reason.is_explicit(), std::cmp::Reverse(one.at), one.serial));
+            single.truncate(MAX_SERIALS);
+        }
+        let mut serials = BTreeMap::<String, BTreeSet<Serial>>::new();
+        for (issuer, revoked) in single {
+            serials.entry(issuer.clone()).or_default().insert(revoked.serial);
+        }
         withdrawn.sort();
+        withdrawn.truncate(MAX_WITHDRAWN);
         (serials, withdrawn)
     }
 }

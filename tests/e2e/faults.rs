@@ -111,7 +111,7 @@ fn two_leaders_by_a_paused_process_issue_nothing_twice_and_no_number_goes_back()
     let _restored = Restored::later();
     scale(2);
     replicas(2);
-    let cycles = amount(20, 2);
+    let cycles = amount(20, 1);
     let mut highest = number(domain);
     for cycle in 0..cycles {
         let old = until(40, "somebody leads", || {

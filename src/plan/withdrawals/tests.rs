@@ -3,7 +3,11 @@
 use super::*;
 use crate::{
     api::TrustedServer,
-    plan::tests::{at, ledger, pod, record, server, world},
+    pki::ledger::Owner,
+    plan::{
+        LedgerSeen,
+        tests::{at, ledger, pod, record, server, world},
+    },
     topology::facts::PodFacts,
 };
 
@@ -179,4 +183,36 @@ fn lists_say_what_ledgers_say_and_a_listed_serial_that_nobody_knows_counts_again
     assert_eq!(taken(&world, 950).listed().len(), 1, "what was taken back does not come back");
     world.declared.domains[0].spec.revocation.serials = vec!["41:41".into(), "4F".repeat(16)];
     assert_eq!(taken(&world, 950).listed()["aa"].len(), 2, "only a serial that ours can have");
+}
+
+#[test]
+fn a_sidecar_is_told_no_more_than_it_can_hold_and_what_somebody_decided_first() {
+    let mut world = shop();
+    let many = |index: u8, count: usize| {
+        let mut ledger = Ledger::default();
+        let owner =
+            Owner { id: SpiffeId::parse("spiffe://contoso.example/ns/shop/server/web").unwrap(), uid: "u-web".into() };
+        for number in 0..count {
+            let mut bytes = [index; 16];
+            bytes[8..].copy_from_slice(&(number as u64).to_be_bytes());
+            let one =
+                Record { serial: Serial::from_random(bytes), key: number.to_string(), ..record(1, "pod-web", 10_000) };
+            ledger.append(&owner, one, at(100)).unwrap();
+        }
+        ledger
+    };
+    // Six ledgers of one server do not exist; they stand for a busy day.
+    for index in 0..6 {
+        let mut ledger = many(index, 4_000);
+        let reason = if index == 5 { Reason::KeyCompromise } else { Reason::PodGone };
+        let marks: Vec<_> = ledger.records().iter().map(|record| (record.serial, reason)).collect();
+        ledger.revoke(&marks, at(200 + i64::from(index)));
+        let seen = LedgerSeen { server: key("web"), ledger: Some(std::sync::Arc::new(ledger)) };
+        world.ledgers.insert(format!("ledger-{index}"), seen);
+    }
+    let (topology, _) = Topology::resolve(&world.declared);
+    let (serials, _) = taken(&world, 900).told(&topology, None);
+    assert_eq!(serials.values().map(BTreeSet::len).sum::<usize>(), MAX_SERIALS);
+    let decided = world.ledgers["ledger-5"].ledger.as_ref().unwrap();
+    assert!(decided.records().iter().all(|record| serials["aa"].contains(&record.serial)));
 }
