@@ -47,7 +47,7 @@ impl Drop for Restored {
 }
 
 /// Kills the first process of a container, at once.
-fn kill(pod: &str) {
+pub(crate) fn kill(pod: &str) {
     let id = must(&["-n", SYSTEM, "get", "pod", pod, "-o", "jsonpath={.status.containerStatuses[0].containerID}"]);
     let Some(id) = id.strip_prefix("containerd://") else { return };
     let socket = format!("/run/entente-node{}/containerd.sock", suffix());
