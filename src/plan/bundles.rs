@@ -74,3 +74,40 @@ pub(super) fn write(domain: &Domain, world: &World, plan: &mut Plan) {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, PKCS_ECDSA_P384_SHA384};
+
+    use super::*;
+
+    fn root(key: &KeyPair) -> String {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.self_signed(key).unwrap().pem()
+    }
+
+    #[test]
+    fn a_root_becomes_a_jwk_with_its_own_coordinates_and_its_certificate() {
+        let curves = [
+            (KeyPair::generate().unwrap(), "P-256", 32),
+            (KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap(), "P-384", 48),
+        ];
+        for (pair, curve, size) in curves {
+            let pem = root(&pair);
+            let jwk = key(&pem).unwrap();
+            assert_eq!(
+                (jwk["use"].as_str(), jwk["kty"].as_str(), jwk["crv"].as_str()),
+                (Some("x509-svid"), Some("EC"), Some(curve))
+            );
+            let part = |name: &str| BASE64_URL_SAFE_NO_PAD.decode(jwk[name].as_str().unwrap()).unwrap();
+            assert_eq!((part("x").len(), part("y").len()), (size, size));
+            // An uncompressed point ends the public key (RFC 5480 §2.2).
+            let point = [vec![4], part("x"), part("y")].concat();
+            assert!(rcgen::PublicKeyData::subject_public_key_info(&pair).ends_with(&point));
+            let der = pki::certificate(&pem).unwrap();
+            assert_eq!(BASE64_STANDARD.decode(jwk["x5c"][0].as_str().unwrap()).unwrap(), der.to_vec());
+        }
+        assert_eq!(key("nonsense"), None);
+    }
+}
