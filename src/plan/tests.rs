@@ -178,7 +178,9 @@ fn follow(world: &mut World, app: &str, now: Timestamp) {
     let (topology, _) = Topology::resolve(&world.declared);
     let (server, pod) = topology.pod(&format!("pod-{app}")).unwrap();
     let revision = published(&topology, world, "contoso").unwrap();
-    let brief = briefs::brief_of(&topology, server, pod, &trust(&topology, world), revision);
+    let taken = withdrawals(&topology, world, topology.domain("contoso").unwrap(), now);
+    let trust = Trust::of(usable(world, "contoso"), &taken, &topology, Some(server));
+    let brief = briefs::brief_of(&topology, server, pod, &trust, revision);
     let seen = ProxySeen {
         cursor: Some(brief.cursor),
         connected: true,
@@ -309,6 +311,47 @@ fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
     let gone = briefs::withdrawn(&identity, &trust(&topology, &world), revision(9));
     assert!(gone.port(80).is_err() && gone.ports.is_empty());
     assert_eq!(gone.scope("internal").unwrap().anchors.len(), 1, "it can be put in force like any other");
+}
+
+#[test]
+fn a_withdrawal_is_effective_when_every_sidecar_has_acknowledged_it_and_what_it_cut_is_counted_once() {
+    let mut world =
+        world(vec![server("web", "[{name: a, port: 80}]"), server("api", "[]")], vec![pod("web"), pod("api")]);
+    for (number, name) in [(1, "web"), (2, "api")] {
+        let key = ServerKey { namespace: "shop".into(), name: name.into() };
+        world.ledgers.insert(name.into(), ledger(&key, &[record(number, &format!("pod-{name}"), 10_000)]));
+    }
+    settle(&mut world, at(200));
+    let follow_all = |world: &mut World, second| {
+        ["web", "api"].map(|app| follow(world, app, at(second)));
+        settle(world, at(second));
+    };
+    follow_all(&mut world, 200);
+    assert_eq!(condition(&world, "web", "Ready"), is("True", "Ready"));
+    world.declared.servers[0].spec.state = crate::api::ServerState::Suspended;
+    world.declared.servers[0].metadata.generation = Some(2);
+    settle(&mut world, at(210));
+    assert_eq!(condition(&world, "web", "Ready"), is("False", "Suspended"));
+    assert_eq!(condition(&world, "web", "RevocationEffective"), is("False", "AckPending"));
+    assert_eq!(condition(&world, "api", "RevocationEffective"), is("True", "Effective"));
+    // web's own sidecar follows, and says what it cut; api's has not heard of it yet.
+    follow(&mut world, "web", at(211));
+    let api = SpiffeId::parse("spiffe://contoso.example/ns/shop/server/api").unwrap();
+    let web = SpiffeId::parse("spiffe://contoso.example/ns/shop/server/web").unwrap();
+    world.proxies.get_mut("pod-web").unwrap().cut.insert(api, 3);
+    settle(&mut world, at(211));
+    let status = |world: &World| world.declared.servers[0].status.clone().unwrap().revocation;
+    assert_eq!(
+        (status(&world).pending, status(&world).last_effective_time, status(&world).connections_cut),
+        (1, None, 3)
+    );
+    follow(&mut world, "api", at(212));
+    world.proxies.get_mut("pod-api").unwrap().cut.insert(web, 3);
+    settle(&mut world, at(212));
+    let revocation = status(&world);
+    assert_eq!((revocation.pending, revocation.connections_cut), (0, 3), "each connection has two ends");
+    assert_eq!(revocation.last_effective_time.map(|time| time.0), Some(at(212)));
+    assert_eq!(condition(&world, "web", "RevocationEffective"), is("True", "Effective"));
 }
 
 #[test]

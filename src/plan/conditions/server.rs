@@ -72,7 +72,11 @@ fn revocation(
     own: &Pods<'_>,
     old: &RevocationCounts,
 ) -> RevocationCounts {
-    let Some((server, taken)) = server.zip(taken) else {
+    // The routine end of pods waits for nobody: what somebody decided does.
+    let decided = |taken: &&Taken| {
+        taken.withdrawal.is_some() || taken.revoked.iter().any(|(_, revoked)| revoked.reason.is_explicit())
+    };
+    let Some((server, taken)) = server.zip(taken.filter(decided)) else {
         return RevocationCounts { pending: 0, ..old.clone() };
     };
     let others = seen.surveys.iter().filter(|(key, _)| {
