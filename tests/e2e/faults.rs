@@ -6,7 +6,7 @@ use std::{process::Command, time::Duration};
 use crate::{
     cluster::{Place, SYSTEM, amount, kubectl, must, suffix, until},
     load::{Calls, Load},
-    outage::{CONTROLLER, Restored, issued, leader, replicas, scale},
+    outage::{Restored, issued, leader, leading, replicas, scale},
     rotation::{condition, rotate, states},
     workloads::{IDLE, server, service, web},
 };
@@ -114,11 +114,7 @@ fn two_leaders_by_a_paused_process_issue_nothing_twice_and_no_number_goes_back()
     let cycles = amount(20, 1);
     let mut highest = number(domain);
     for cycle in 0..cycles {
-        let old = until(40, "somebody leads", || {
-            let name = leader();
-            let there = kubectl(&["-n", SYSTEM, "get", "pods", "-l", CONTROLLER, "-o", "name"]).out;
-            if !name.is_empty() && there.contains(&name) { Ok(name) } else { Err(name) }
-        });
+        let old = leading();
         let paused = Paused::new(&process(&old));
         rotate(&place, domain);
         until(60, "another replica leads", || {

@@ -58,6 +58,15 @@ pub(crate) fn leader() -> String {
     must(&["-n", SYSTEM, "get", "lease", "entente-leader", "-o", "jsonpath={.spec.holderIdentity}"])
 }
 
+/// The replica that leads and is there: the lease names one that was killed for a while.
+pub(crate) fn leading() -> String {
+    until(60, "somebody leads", || {
+        let name = leader();
+        let pods = kubectl(&["-n", SYSTEM, "get", "pods", "-l", CONTROLLER, "-o", "name"]).out;
+        if !name.is_empty() && pods.contains(&name) { Ok(name) } else { Err(name) }
+    })
+}
+
 /// Serials of a server's ledger: one line for each certificate that was ever signed and lives.
 pub(crate) fn issued(place: &Place, server: &str) -> String {
     let template =

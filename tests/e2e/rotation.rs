@@ -3,7 +3,7 @@
 use crate::{
     cluster::{Place, SYSTEM, amount, kubectl, must, until},
     load::Load,
-    outage::{Restored, kill, leader, replicas, scale},
+    outage::{Restored, kill, leading, replicas, scale},
     workloads::{IDLE, server, service, web},
 };
 
@@ -100,7 +100,7 @@ fn a_rotation_whose_leader_is_killed_in_each_phase_goes_on_and_no_request_fails(
     scale(2);
     replicas(2);
     rotation(&place, domain, || {
-        let old = leader();
+        let old = leading();
         kill(&old);
         // A new pod starts at once; a restarted container would wait longer and longer.
         let _ = kubectl(&["-n", SYSTEM, "delete", "pod", &old, "--force", "--grace-period=0"]);
