@@ -323,7 +323,9 @@ fn a_withdrawal_is_effective_when_every_sidecar_has_acknowledged_it_and_what_it_
     }
     settle(&mut world, at(200));
     let follow_all = |world: &mut World, second| {
-        ["web", "api"].map(|app| follow(world, app, at(second)));
+        for app in ["web", "api"] {
+            follow(world, app, at(second));
+        }
         settle(world, at(second));
     };
     follow_all(&mut world, 200);
