@@ -69,6 +69,24 @@ fn the_api_server_refuses_what_cannot_be_right_and_says_what_is_allowed() {
     check(&declared("a", "[]", "  dnsNames: ['*.contoso.example']"), "dnsNames");
     check(&declared("a", "[]", "  outbound: {extra: [{ports: [1]}]}"), "exactly one of cidr and service");
     check(&declared("a.b", "[]", ""), "metadata.name must be a DNS label");
+    check(&declared("a", "[]", "  state: Sleeping"), "Suspended");
+    check(&declared("a", "[]", "  revokeIssuedBefore: yesterday"), "revokeIssuedBefore");
+    check(&declared("a", "[]", "  certificate: {secretName: Not_A_Name}"), "secretName");
+    let domain = |spec: &str| {
+        let patch = format!("{{\"spec\":{spec}}}");
+        kubectl(&["patch", "trustdomain", "contoso", "--type=merge", "--dry-run=server", "-p", &patch]).err
+    };
+    for (spec, words) in [
+        (r#"{"authority":{"managed":{},"secretRef":{"name":"a"}}}"#, "exactly one of managed and secretRef"),
+        (r#"{"authority":{"managed":null}}"#, "exactly one of managed and secretRef"),
+        (r#"{"revocation":{"serials":["not hex"]}}"#, "serials"),
+        (r#"{"revocation":{"onPeerExpiry":"Never"}}"#, "Reprove"),
+        (r#"{"rotation":{"startAtLifetimePercent":99}}"#, "90"),
+        (r#"{"rotation":{"rollBackTo":"XYZ"}}"#, "rollBackTo"),
+    ] {
+        let said = domain(spec);
+        assert!(said.contains(words), "{spec}: wanted {words:?}: {said}");
+    }
     place.apply(&declared("a", "[]", ""));
     let said = kubectl(&["get", "trustdomain", "contoso", "-o", "name"]);
     assert!(said.ok, "{}", said.err);
