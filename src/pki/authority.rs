@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt};
 
 use jiff::Timestamp;
 use rcgen::{Issuer, KeyPair, PublicKeyData};
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use x509_parser::{
     certificate::X509Certificate,
@@ -17,8 +17,10 @@ use super::{
     bundle, certificate,
     crl::{self, Revoked, Window},
     csr::{Granted, Names},
-    hex, sha256_hex, shift, templates,
-    verify::{Anchors, Role, verdict},
+    hex, sha256_hex, shift,
+    signer::Signer,
+    templates,
+    verify::{Anchors, Fault, Flaw, Role, examine},
 };
 use crate::identity::{DnsName, SpiffeId};
 
@@ -136,10 +138,10 @@ pub enum AuthorityError {
     )]
     NotACa(&'static str),
     /// Name constraints that would make every leaf of the domain invalid.
-    #[error("the issuing certificate's name constraints must permit {0}, or be left out")]
+    #[error("the issuing certificate's name constraints must permit {0}, by DNS names only, or be left out")]
     Constrained(String),
     /// A CRL of somebody else.
-    #[error("the CRL must be PEM and signed by the root")]
+    #[error("the CRL must be PEM, signed by the root in its own name, and whole (no critical extension)")]
     ForeignCrl,
     /// What it signs would not verify.
     #[error("a certificate that it signs does not verify: {0}")]
@@ -165,12 +167,11 @@ pub struct Authority {
     root_pem: String,
     root_der: CertificateDer<'static>,
     root_key_id: Vec<u8>,
-    root: Option<Issuer<'static, KeyPair>>,
+    root: Option<Signer>,
     between: Vec<String>,
     issuer_pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    issuer: Signer,
     key_id: String,
-    issuer_key_id: Vec<u8>,
     root_validity: Validity,
     issuer_validity: Validity,
     permitted: BTreeSet<DnsName>,
@@ -226,7 +227,8 @@ pub fn renew_issuer(
     let loaded = Authority::load(material, now)?;
     let root = loaded.root.as_ref().ok_or(AuthorityError::Unreadable("the root's key"))?;
     let left = loaded.root_validity.not_after.as_second() - now.as_second();
-    let issuer_certificate = templates::issuer(terms, issuer_key, serial, now, left).signed_by(issuer_key, root)?.pem();
+    let params = templates::issuer(terms, issuer_key, serial, now, left);
+    let issuer_certificate = bundle::encode(&root.certificate(&params, issuer_key)?);
     Ok(Material { between: vec![], issuer_certificate, issuer_key: issuer_key.serialize_pem(), ..material.clone() })
 }
 
@@ -243,9 +245,8 @@ impl Authority {
         let issuer_der = certificate(issuer_certificate).ok_or(AuthorityError::Unreadable(ISSUER))?;
         let between_der = between.iter().map(|pem| certificate(pem)).collect::<Option<Vec<_>>>();
         let between_der = between_der.ok_or(AuthorityError::Unreadable("the chain"))?;
-        let issuer_key = KeyPair::from_pem(issuer_key).map_err(|_| AuthorityError::Unreadable(ISSUER_KEY))?;
-        let root_key = root_key.as_deref().map(KeyPair::from_pem).transpose();
-        let root_key = root_key.map_err(|_| AuthorityError::Unreadable(ROOT_KEY))?;
+        let issuer_key = key(issuer_key, ISSUER_KEY)?;
+        let root_key = root_key.as_deref().map(|pem| key(pem, ROOT_KEY)).transpose()?;
         let (root, issuer) = (parse(&root_der, ROOT)?, parse(&issuer_der, ISSUER)?);
         if root_key.as_ref().is_some_and(|key| root.public_key().raw != key.subject_public_key_info()) {
             return Err(AuthorityError::KeyMismatch(ROOT_KEY));
@@ -263,11 +264,10 @@ impl Authority {
             root_pem: bundle::encode(&root_der),
             issuer_pem: bundle::encode(&issuer_der),
             between: between_der.iter().map(|der| bundle::encode(der)).collect(),
-            root: root_key.map(|key| Issuer::from_ca_cert_der(&root_der, key)).transpose()?,
-            issuer: Issuer::from_ca_cert_der(&issuer_der, issuer_key)?,
+            root: root_key.map(|key| Signer::new(key, root.subject().as_raw(), &root_key_id)),
+            issuer: Signer::new(issuer_key, issuer.subject().as_raw(), &key_id),
             root_key_id,
             key_id: hex(&key_id),
-            issuer_key_id: key_id,
             root_validity: validity(&root, ROOT, now)?,
             issuer_validity: validity(&issuer, ISSUER, now)?,
             permitted: permitted(&issuer),
@@ -342,18 +342,18 @@ impl Authority {
     /// Signs the leaf of `granted`.
     pub fn sign(&self, granted: &Granted, serial: Serial, validity: Validity) -> Result<Issued, SignError> {
         let key = granted.public_key()?;
-        let leaf = templates::leaf(granted.names(), &key, serial, validity)?.signed_by(&key, &self.issuer)?;
-        Ok(Issued { chain: [leaf.pem()].into_iter().chain(self.above().map(str::to_owned)).collect() })
+        let leaf = self.issuer.certificate(&templates::leaf(granted.names(), &key, serial, validity)?, &key)?;
+        Ok(Issued { chain: [bundle::encode(&leaf)].into_iter().chain(self.above().map(str::to_owned)).collect() })
     }
 
     /// Signs the CRL of the issuing key, PEM.
     pub fn sign_crl(&self, revoked: &[Revoked], window: Window) -> Result<String, rcgen::Error> {
-        crl::sign(&self.issuer, &self.issuer_key_id, revoked, window)
+        crl::sign(&self.issuer, revoked, window)
     }
 
     /// Signs the CRL of the root, PEM; `None` where its key is not ours.
     pub fn sign_root_crl(&self, revoked: &[Revoked], window: Window) -> Result<Option<String>, rcgen::Error> {
-        let sign = |root| crl::sign(root, &self.root_key_id, revoked, window);
+        let sign = |root| crl::sign(root, revoked, window);
         self.root.as_ref().map(sign).transpose()
     }
 
@@ -368,16 +368,13 @@ impl Authority {
         let untrue = |why: &dyn fmt::Display| AuthorityError::Untrue(why.to_string());
         let anchors = Anchors::parse(std::slice::from_ref(&self.root_pem)).map_err(|error| untrue(&error))?;
         let id = SpiffeId::new(trust_domain, "entente-system", "probe").map_err(|error| untrue(&error))?;
-        let below = |name: &DnsName| DnsName::parse(&format!("probe.{name}")).ok();
-        let own = below(trust_domain).into_iter();
-        for (dns_name, suffix) in
-            own.map(|name| (name, None)).chain(names.iter().filter_map(|name| Some((below(name)?, Some(name)))))
-        {
-            let chain = self.probe(&id, &dns_name, now)?;
+        for suffix in [trust_domain].into_iter().chain(names) {
+            let Ok(below) = DnsName::parse(&format!("probe.{suffix}")) else { continue };
+            let chain = self.probe(&id, &below, now)?;
             for role in [Role::Client, Role::Server] {
-                verdict(&chain, role, &anchors, now).map_err(|refusal| match suffix {
-                    None => untrue(&refusal),
-                    Some(suffix) => AuthorityError::Constrained(suffix.to_string()),
+                examine(&chain, role, &anchors, now).map_err(|fault| match fault {
+                    Fault::Broken(Flaw::Constrained) => AuthorityError::Constrained(suffix.to_string()),
+                    _ => untrue(&fault),
                 })?;
             }
         }
@@ -394,8 +391,8 @@ impl Authority {
         let validity = Validity { not_before: now, not_after: shift(now, 60).min(self.issuer_validity.not_after) };
         let names = Names { id: id.clone(), dns_names: BTreeSet::from([name.clone()]), pod_uid: None };
         let key = self.issuer.key();
-        let leaf = templates::leaf(&names, key, Serial([0x40; 16]), validity)?.signed_by(key, &self.issuer)?;
-        let mut chain = vec![leaf.der().clone()];
+        let leaf = self.issuer.certificate(&templates::leaf(&names, key, Serial([0x40; 16]), validity)?, key)?;
+        let mut chain = vec![CertificateDer::from(leaf)];
         chain.extend(self.above().filter_map(certificate));
         Ok(chain)
     }
@@ -406,6 +403,13 @@ impl Authority {
         let issuer = (self.issuer_pem != self.root_pem).then_some(&self.issuer_pem);
         issuer.into_iter().chain(&self.between).map(String::as_str)
     }
+}
+
+/// PKCS#8, SEC1 or PKCS#1; OpenSSL writes a block of parameters before some keys.
+fn key(pem: &str, what: &'static str) -> Result<KeyPair, AuthorityError> {
+    let unreadable = || AuthorityError::Unreadable(what);
+    let der = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| unreadable())?;
+    KeyPair::try_from(&der).map_err(|_| unreadable())
 }
 
 fn parse<'a>(der: &'a CertificateDer<'_>, what: &'static str) -> Result<X509Certificate<'a>, AuthorityError> {
@@ -473,3 +477,6 @@ fn permitted(issuer: &X509Certificate<'_>) -> BTreeSet<DnsName> {
     });
     dns.collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,11 +31,16 @@ impl Bundle {
     }
 }
 
-/// PEM of a certificate, 64 characters a line (RFC 7468 §3).
+/// PEM of a certificate.
 pub fn encode(der: &[u8]) -> String {
+    labelled("CERTIFICATE", der)
+}
+
+/// PEM, 64 characters a line (RFC 7468 §3).
+pub(super) fn labelled(label: &str, der: &[u8]) -> String {
     use base64::prelude::{BASE64_STANDARD, Engine};
     let text = BASE64_STANDARD.encode(der);
-    let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
+    let mut pem = format!("-----BEGIN {label}-----\n");
     let mut rest = text.as_str();
     while !rest.is_empty() {
         let (line, more) = rest.split_at(rest.len().min(64));
@@ -43,8 +48,7 @@ pub fn encode(der: &[u8]) -> String {
         pem.push('\n');
         rest = more;
     }
-    pem.push_str("-----END CERTIFICATE-----\n");
-    pem
+    pem + &format!("-----END {label}-----\n")
 }
 
 #[cfg(test)]

@@ -1,17 +1,15 @@
 //! Certificate revocation lists (RFC 5280 §5): full ones, one for each signing key, numbers strictly increasing.
 
 use jiff::Timestamp;
-use rcgen::{
-    CertificateRevocationListParams, Issuer, KeyIdMethod, KeyPair, RevocationReason, RevokedCertParams, SerialNumber,
-};
+use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber};
 use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer, revocation_list::CertificateRevocationList};
 
-use super::{authority::Serial, offset, shift};
+use super::{authority::Serial, bundle, offset, shift, signer::Signer};
 
-/// Entries that one published list holds.
-pub const MAX_ENTRIES: usize = 20_000;
+/// Entries that the published lists of a domain hold, in all: 49 bytes each, 66 in PEM, in objects of 1 MiB at most.
+pub const MAX_ENTRIES: usize = 14_000;
 
 /// Why a certificate was taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -102,22 +100,25 @@ impl Window {
     }
 }
 
-/// Whether `pem` is a list that `issuer` signed.
+/// Whether `pem` is a whole list that `issuer` signed: an extension that must be understood tells of parts of one, or
+/// of another's certificates.
 pub(super) fn is_of(pem: &str, issuer: &X509Certificate<'_>) -> bool {
     let Ok(der) = CertificateRevocationListDer::from_pem_slice(pem.as_bytes()) else { return false };
-    let parsed = CertificateRevocationList::from_der(der.as_ref());
-    matches!(parsed, Ok(([], list)) if list.verify_signature(issuer.public_key()).is_ok())
+    let Ok(([], list)) = CertificateRevocationList::from_der(der.as_ref()) else { return false };
+    list.issuer().as_raw() == issuer.subject().as_raw()
+        && list.extensions().iter().all(|extension| !extension.critical)
+        && list.verify_signature(issuer.public_key()).is_ok()
 }
 
-pub(super) fn sign(
-    issuer: &Issuer<'_, KeyPair>,
-    key_id: &[u8],
-    revoked: &[Revoked],
-    window: Window,
-) -> Result<String, rcgen::Error> {
+pub(super) fn sign(signer: &Signer, revoked: &[Revoked], window: Window) -> Result<String, rcgen::Error> {
+    // One entry for a serial, the earliest; none is dated after the list itself, whose date is held back for clocks
+    // that lag.
+    let mut revoked = revoked.to_vec();
+    revoked.sort_by_key(|one| (one.serial, one.at));
+    revoked.dedup_by_key(|one| one.serial);
     let entry = |one: &Revoked| RevokedCertParams {
         serial_number: SerialNumber::from_slice(&one.serial.0),
-        revocation_time: offset(one.at),
+        revocation_time: offset(one.at.min(window.this_update)),
         reason_code: Some(one.reason.code()),
         invalidity_date: None,
     };
@@ -129,7 +130,10 @@ pub(super) fn sign(
         crl_number: SerialNumber::from_slice(&number[leading..]),
         issuing_distribution_point: None,
         revoked_certs: revoked.iter().take(MAX_ENTRIES).map(entry).collect(),
-        key_identifier_method: KeyIdMethod::PreSpecified(key_id.to_vec()),
+        key_identifier_method: KeyIdMethod::PreSpecified(signer.key_identifier().to_vec()),
     };
-    params.signed_by(issuer)?.pem()
+    Ok(bundle::labelled("X509 CRL", &signer.list(&params)?))
 }
+
+#[cfg(test)]
+mod tests;

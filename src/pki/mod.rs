@@ -10,6 +10,7 @@ pub mod register;
 pub mod renewal;
 pub mod revocation;
 pub mod rotation;
+mod signer;
 mod templates;
 pub mod verify;
 

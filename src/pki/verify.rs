@@ -3,17 +3,24 @@
 //! The same steps for inbound, outbound and every later re-check, in the order that gives the one reason: limits and
 //! strict parse, path, policy, names. Topology (who may call what) is the brief's business, after this.
 
+mod anchors;
+mod policy;
+
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
 use rustls_pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use webpki::{EndEntityCert, KeyUsage};
-use x509_parser::{certificate::X509Certificate, prelude::FromDer, public_key::PublicKey};
+use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
+use self::anchors::Anchor;
+pub use self::{
+    anchors::{AnchorError, Anchors},
+    policy::Flaw,
+};
 use crate::{
     identity::{Identity, SpiffeId},
-    pki,
     refusal::{ChainDetail, Refusal, RootDetail, ServerDetail},
 };
 
@@ -21,33 +28,6 @@ use crate::{
 const MAX_CHAIN: usize = 4;
 /// Bytes of one certificate.
 const MAX_CERTIFICATE: usize = 8 * 1024;
-/// Roots of one scope.
-const MAX_ANCHORS: usize = 64;
-
-/// The parsed roots of one scope, each with its own validity: webpki does not look inside an anchor.
-#[derive(Clone, Debug, Default)]
-pub struct Anchors(Vec<Anchor>);
-
-#[derive(Clone, Debug)]
-struct Anchor {
-    trust: TrustAnchor<'static>,
-    not_before: Timestamp,
-    not_after: Timestamp,
-}
-
-/// Why a root cannot anchor anything.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AnchorError {
-    /// Not PEM of one certificate.
-    #[error("root {0} is not a PEM certificate")]
-    NotACertificate(usize),
-    /// Not a CA, or not allowed to sign certificates (RFC 5280 §4.2.1.3, §4.2.1.9).
-    #[error("root {0} is not a certificate authority's")]
-    NotACa(usize),
-    /// More roots than a scope may have.
-    #[error("a scope has at most {MAX_ANCHORS} roots")]
-    TooMany,
-}
 
 /// The peer's role in the handshake: which purpose its leaf must have (RFC 5280 §4.2.1.12).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,53 +47,33 @@ pub struct Verdict {
     pub valid_until: Timestamp,
 }
 
-impl Anchors {
-    /// Parses the roots of one scope.
-    pub fn parse(pems: &[String]) -> Result<Self, AnchorError> {
-        if pems.len() > MAX_ANCHORS {
-            return Err(AnchorError::TooMany);
+/// What is wrong with a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// The reason, as connections have it.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// The rule that certificate number so-and-so of the chain breaks; the leaf is 0.
+    #[error("certificate {0} of the chain: {1}")]
+    Flawed(usize, Flaw),
+    /// The rule that the chain breaks as a whole.
+    #[error("the chain: {0}")]
+    Broken(Flaw),
+}
+
+impl From<Fault> for Refusal {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::Refused(refusal) => refusal,
+            Fault::Flawed(_, flaw) | Fault::Broken(flaw) => flaw.refusal(),
         }
-        pems.iter().enumerate().map(|(index, pem)| anchor(index, pem)).collect::<Result<_, _>>().map(Self)
-    }
-
-    /// Whether nothing is trusted.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    fn valid_at(&self, now: Timestamp) -> Vec<TrustAnchor<'static>> {
-        let inside = |anchor: &&Anchor| anchor.not_before <= now && now <= anchor.not_after;
-        self.0.iter().filter(inside).map(|anchor| anchor.trust.clone()).collect()
-    }
-
-    fn all(&self) -> Vec<TrustAnchor<'static>> {
-        self.0.iter().map(|anchor| anchor.trust.clone()).collect()
-    }
-
-    fn end_of(&self, trust: &TrustAnchor<'_>) -> Option<Timestamp> {
-        let same = |anchor: &&Anchor| {
-            anchor.trust.subject == trust.subject
-                && anchor.trust.subject_public_key_info == trust.subject_public_key_info
-        };
-        self.0.iter().filter(same).map(|anchor| anchor.not_after).max()
     }
 }
 
-fn anchor(index: usize, pem: &str) -> Result<Anchor, AnchorError> {
-    let wrong = || AnchorError::NotACertificate(index);
-    let der = pki::certificate(pem).ok_or_else(wrong)?;
-    let (_, parsed) = X509Certificate::from_der(&der).map_err(|_| wrong())?;
-    let signs = parsed.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign());
-    let is_ca = parsed.basic_constraints().ok().flatten().is_some_and(|basic| basic.critical && basic.value.ca);
-    if !signs || !is_ca {
-        return Err(AnchorError::NotACa(index));
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
     }
-    let instant = |seconds| Timestamp::from_second(seconds).map_err(|_| wrong());
-    Ok(Anchor {
-        trust: webpki::anchor_from_trusted_cert(&der).map_err(|_| wrong())?.to_owned(),
-        not_before: instant(parsed.validity().not_before.timestamp())?,
-        not_after: instant(parsed.validity().not_after.timestamp())?,
-    })
 }
 
 /// Judges `chain` (leaf first) of a peer in `role`, inside the one scope that `anchors` are.
@@ -123,17 +83,27 @@ pub fn verdict(
     anchors: &Anchors,
     now: Timestamp,
 ) -> Result<Verdict, Refusal> {
-    let [leaf, intermediates @ ..] = chain else { return Err(Refusal::NoCertificate) };
+    examine(chain, role, anchors, now).map_err(Refusal::from)
+}
+
+/// The same, and which rule is broken.
+pub fn examine(chain: &[CertificateDer<'_>], role: Role, anchors: &Anchors, now: Timestamp) -> Result<Verdict, Fault> {
+    let [leaf, intermediates @ ..] = chain else { return Err(Refusal::NoCertificate.into()) };
     if chain.len() > MAX_CHAIN || chain.iter().any(|certificate| certificate.len() > MAX_CERTIFICATE) {
-        return Err(Refusal::BadChain(ChainDetail::TooLarge));
+        return Err(Refusal::BadChain(ChainDetail::TooLarge).into());
     }
     let parsed = chain.iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
-    if parsed.first().is_some_and(|leaf| leaf.issuer() == leaf.subject() && !leaf.subject().as_raw().is_empty()) {
+    let [first, above @ ..] = &parsed[..] else { return Err(Refusal::NoCertificate.into()) };
+    if first.issuer() == first.subject() && !first.subject().as_raw().is_empty() {
         // It vouches for itself; webpki would only say that it looks like an authority.
-        return Err(Refusal::UntrustedRoot(RootDetail::NoPath));
+        return Err(Refusal::UntrustedRoot(RootDetail::NoPath).into());
     }
-    let anchored_until = path(leaf, intermediates, role, anchors, now)?;
-    policy(&parsed, role)?;
+    let path = path(leaf, intermediates, role, anchors, now)?;
+    policy::leaf(first, role).map_err(|flaw| Fault::Flawed(0, flaw))?;
+    for (index, one) in above.iter().enumerate() {
+        policy::authority(one).map_err(|flaw| Fault::Flawed(index + 1, flaw))?;
+    }
+    let anchored_until = path.linked(&parsed)?;
     let identity = Identity::of(leaf)?;
     let ends = parsed.iter().filter_map(|one| Timestamp::from_second(one.validity().not_after.timestamp()).ok());
     let valid_until = ends.fold(anchored_until, Timestamp::min);
@@ -163,15 +133,48 @@ fn parse<'a>(der: &'a CertificateDer<'_>) -> Result<X509Certificate<'a>, Refusal
     }
 }
 
-/// Builds the path; answers until when its anchor is valid.
-fn path(
+/// A path that webpki found: which certificates of the chain it takes, leaf first, and what anchors it.
+struct Path<'a> {
+    through: Vec<usize>,
+    anchors: Vec<&'a Anchor>,
+}
+
+impl Path<'_> {
+    /// Key identifiers along the path, and the path length of the anchor, which webpki does not look at. Answers until
+    /// when the anchor is valid.
+    fn linked(&self, chain: &[X509Certificate<'_>]) -> Result<Timestamp, Fault> {
+        let at = |index: usize| chain.get(index).ok_or(Fault::Refused(Refusal::BadChain(ChainDetail::Encoding)));
+        for pair in self.through.windows(2) {
+            let &[below, above] = pair else { continue };
+            let identifier = policy::key_identifier(at(above)?).unwrap_or_default();
+            policy::signed_with(at(below)?, identifier).map_err(|flaw| Fault::Flawed(below, flaw))?;
+        }
+        let top = self.through.last().copied().unwrap_or_default();
+        let signed =
+            |anchor: &&&Anchor| at(top).is_ok_and(|one| policy::signed_with(one, &anchor.key_identifier).is_ok());
+        let fitting: Vec<_> = self.anchors.iter().filter(signed).collect();
+        if fitting.is_empty() {
+            return Err(Fault::Flawed(top, Flaw::ForeignKey));
+        }
+        // RFC 5280 §4.2.1.9: what is self-issued does not count.
+        let counted = |index: &&usize| at(**index).is_ok_and(|one| one.issuer().as_raw() != one.subject().as_raw());
+        let between = self.through.iter().skip(1).filter(counted).count();
+        let long_enough = |anchor: &&&&Anchor| {
+            anchor.path_length.is_none_or(|most| usize::try_from(most).is_ok_and(|most| between <= most))
+        };
+        let end = fitting.iter().filter(long_enough).map(|anchor| anchor.not_after).max();
+        end.ok_or(Fault::Broken(Flaw::PathLength))
+    }
+}
+
+fn path<'a>(
     leaf: &CertificateDer<'_>,
     intermediates: &[CertificateDer<'_>],
     role: Role,
-    anchors: &Anchors,
+    anchors: &'a Anchors,
     now: Timestamp,
-) -> Result<Timestamp, Refusal> {
-    let end_entity = EndEntityCert::try_from(leaf).map_err(|_| Refusal::BadChain(ChainDetail::Encoding))?;
+) -> Result<Path<'a>, Fault> {
+    let end_entity = EndEntityCert::try_from(leaf).map_err(|error| reason(&error))?;
     let usage = || match role {
         Role::Client => KeyUsage::client_auth(),
         Role::Server => KeyUsage::server_auth(),
@@ -179,56 +182,36 @@ fn path(
     let time = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default()));
     let algorithms = algorithms().all;
     let build = |trusted: &[TrustAnchor<'static>]| {
-        end_entity
-            .verify_for_usage(algorithms, trusted, intermediates, time, usage(), None, None)
-            .map(|path| anchors.end_of(path.anchor()))
+        let path = end_entity.verify_for_usage(algorithms, trusted, intermediates, time, usage(), None, None)?;
+        let places = path.intermediate_certificates().filter_map(|one| {
+            let der = one.der();
+            intermediates.iter().position(|candidate| *candidate == der).map(|index| index + 1)
+        });
+        Ok(Path { through: [0].into_iter().chain(places).collect(), anchors: anchors.behind(path.anchor(), now) })
     };
     match build(&anchors.valid_at(now)) {
-        Ok(Some(end)) => Ok(end),
-        Ok(None) => Err(Refusal::UntrustedRoot(RootDetail::NoPath)),
+        Ok(path) => Ok(path),
         Err(webpki::Error::UnknownIssuer) if build(&anchors.all()).is_ok() => {
-            Err(Refusal::UntrustedRoot(RootDetail::AnchorExpired))
+            Err(Refusal::UntrustedRoot(RootDetail::AnchorExpired).into())
         }
         Err(error) => Err(reason(&error)),
     }
 }
 
-fn reason(error: &webpki::Error) -> Refusal {
+fn reason(error: &webpki::Error) -> Fault {
     use webpki::Error;
-    match error {
+    let refusal = match error {
         Error::UnknownIssuer => Refusal::UntrustedRoot(RootDetail::NoPath),
         Error::CertExpired { .. } => Refusal::Expired,
         Error::CertNotValidYet { .. } => Refusal::NotYetValid,
         Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension => Refusal::WrongUsage,
         Error::InvalidSignatureForPublicKey => Refusal::BadChain(ChainDetail::Signature),
+        Error::NameConstraintViolation => return Fault::Broken(Flaw::Constrained),
+        Error::PathLenConstraintViolated => return Fault::Broken(Flaw::PathLength),
+        Error::UnsupportedCriticalExtension => return Fault::Broken(Flaw::CriticalExtension),
         _ => Refusal::BadChain(ChainDetail::Policy),
-    }
-}
-
-/// What webpki lets through and we do not: old versions, weak keys, CA leaves, leaves without a purpose.
-fn policy(chain: &[X509Certificate<'_>], role: Role) -> Result<(), Refusal> {
-    let broken = Err(Refusal::BadChain(ChainDetail::Policy));
-    if chain.iter().any(|one| one.version() != x509_parser::x509::X509Version::V3 || !strong_key(one)) {
-        return broken;
-    }
-    let Some(leaf) = chain.first() else { return Err(Refusal::NoCertificate) };
-    if leaf.basic_constraints().ok().flatten().is_some_and(|basic| basic.value.ca) {
-        return broken;
-    }
-    let purposes = leaf.extended_key_usage().ok().flatten().ok_or(Refusal::WrongUsage)?;
-    let fits = match role {
-        Role::Client => purposes.value.client_auth,
-        Role::Server => purposes.value.server_auth,
     };
-    if fits { Ok(()) } else { Err(Refusal::WrongUsage) }
-}
-
-fn strong_key(certificate: &X509Certificate<'_>) -> bool {
-    match certificate.public_key().parsed() {
-        Ok(PublicKey::EC(point)) => matches!(point.key_size(), 256 | 384),
-        Ok(PublicKey::RSA(key)) => key.key_size() >= 2048,
-        _ => false,
-    }
+    Fault::Refused(refusal)
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@
   KUBERNETES=v1.34.4
   HELM=v3.20.2
   COREDNS=v1.15.0
+  ZLINT=v3.7.3
+  PKILINT=0.13.3
   CACHE="${ENTENTE_CACHE:-$HOME/.cache/entente}"
   # One machine can hold several nodes: each has a number, and of that number there is one.
   NUMBER="${ENTENTE_NODE:-0}"

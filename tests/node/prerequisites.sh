@@ -25,12 +25,17 @@ cmake cmake
 make make
 shellcheck shellcheck'
 
+# What the linters of ./test conformance need beside that.
+LINTERS_NEEDED='python3 python3
+python3:ensurepip python3-venv'
+
 # at_least WANTED FOUND: compares version numbers.
 at_least() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n 1)" = "$1" ]; }
 
 there() {
   case $1 in
     /*) [ -e "$1" ] ;;
+    python3:*) python3 -c "import ${1#*:}" 2>/dev/null ;;
     *) command -v "$1" >/dev/null ;;
   esac
 }
@@ -71,6 +76,11 @@ golang() {
   local found
   found=$(go env GOVERSION)
   at_least go1.24 "$found" || fail "$found is too old" "install Go 1.24 or newer (https://go.dev/dl)"
+}
+
+linters_prerequisites() {
+  NEEDED+=$'\n'$LINTERS_NEEDED
+  rust && golang && install_packages && linters
 }
 
 prerequisites() {

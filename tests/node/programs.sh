@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Kubernetes, Helm and CoreDNS from their Go modules: built once, kept in the cache by version.
+# Kubernetes, Helm and CoreDNS from their Go modules, the linters from theirs and from PyPI: built once, kept in the
+# cache by version.
 
 # cached NAME WHAT FUNCTION: fills $CACHE/NAME once; an interrupted build is never mistaken for a finished one.
 cached() {
@@ -25,6 +26,15 @@ build_kubernetes() {
 
 build_helm() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "helm.sh/helm/v3/cmd/helm@$HELM"; }
 build_coredns() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "github.com/coredns/coredns@$COREDNS"; }
+build_zlint() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "github.com/zmap/zlint/v3/cmd/zlint@$ZLINT"; }
+# The folder is moved when it is complete, so its programs are run as 'bin/python -m', never by their own first lines.
+build_pkilint() { python3 -m venv "$1" && "$1/bin/python" -m pip install --quiet "pkilint==$PKILINT"; }
+
+linters() {
+  # Chained: where a status is asked for, a function runs on after a failure.
+  cached "zlint-$ZLINT" "from its Go module, less than a minute, once" build_zlint &&
+    cached "pkilint-$PKILINT" "from PyPI, less than a minute, once" build_pkilint
+}
 
 programs() {
   cached "kubernetes-$KUBERNETES" "from its Go module, about 6 minutes on 2 cores, once" build_kubernetes

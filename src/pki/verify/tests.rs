@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     identity::DnsName,
     pki::{
+        self,
         authority::{self, Authority, Serial, Terms},
         csr::{self, Csr, Names},
         shift,
@@ -60,6 +61,7 @@ fn issue(material: &authority::Material, names: Names) -> Vec<CertificateDer<'st
 fn forge(material: &authority::Material, change: impl FnOnce(&mut CertificateParams)) -> Vec<CertificateDer<'static>> {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
+    params.use_authority_key_identifier_extension = true;
     params.not_before = pki::offset(shift(now(), -60));
     params.not_after = pki::offset(shift(now(), 60));
     params.subject_alt_names = vec![
@@ -180,4 +182,74 @@ fn an_expired_root_anchors_nothing() {
     let chain = ders(&[params.signed_by(&key, &root).unwrap().pem()]);
     let found = verdict(&chain, Role::Client, &anchors(&material), now());
     assert_eq!(found, Err(Refusal::UntrustedRoot(RootDetail::AnchorExpired)));
+}
+
+/// A root that lets `most` authorities follow each other, one authority between, and a leaf.
+fn long_chain(most: u8, break_link: bool) -> (Vec<CertificateDer<'static>>, Anchors) {
+    let made = |name: &str| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        params.use_authority_key_identifier_extension = true;
+        params
+    };
+    let mut root = made("root");
+    root.is_ca = IsCa::Ca(rcgen::BasicConstraints::Constrained(most));
+    let (root_key, one_key, two_key) =
+        (KeyPair::generate().unwrap(), KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+    let root_pem = root.self_signed(&root_key).unwrap().pem();
+    let root = Issuer::new(root, &root_key);
+    let one = made("one").signed_by(&one_key, &root).unwrap().pem();
+    let mut above = made("one");
+    if break_link {
+        above.key_identifier_method = rcgen::KeyIdMethod::PreSpecified(vec![7; 20]);
+    }
+    let two = made("two").signed_by(&two_key, &Issuer::new(above, &one_key)).unwrap().pem();
+    let mut leaf = CertificateParams::default();
+    leaf.use_authority_key_identifier_extension = true;
+    leaf.subject_alt_names = vec![SanType::URI("spiffe://contoso.example/ns/sip/server/fe".try_into().unwrap())];
+    leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+    let leaf_key = KeyPair::generate().unwrap();
+    let leaf = leaf.signed_by(&leaf_key, &Issuer::new(made("two"), &two_key)).unwrap().pem();
+    (ders(&[leaf, two, one]), Anchors::parse(&[root_pem]).unwrap())
+}
+
+#[test]
+fn key_identifiers_hold_along_the_path_whatever_the_order_of_the_chain() {
+    let (chain, anchors) = long_chain(2, false);
+    let judge =
+        |chain: &[CertificateDer<'_>], anchors: &Anchors| examine(chain, Role::Server, anchors, now()).map(|_| ());
+    assert_eq!(judge(&chain, &anchors), Ok(()));
+    let shuffled = [0, 2, 1].map(|index: usize| chain[index].clone());
+    assert_eq!(judge(&shuffled, &anchors), Ok(()));
+    let (broken, anchors) = long_chain(2, true);
+    assert_eq!(judge(&broken, &anchors), Err(Fault::Flawed(1, Flaw::ForeignKey)));
+    let shuffled = [0, 2, 1].map(|index: usize| broken[index].clone());
+    assert_eq!(judge(&shuffled, &anchors), Err(Fault::Flawed(2, Flaw::ForeignKey)));
+}
+
+#[test]
+fn the_path_length_of_a_root_counts() {
+    let (chain, anchors) = long_chain(1, false);
+    let found = examine(&chain, Role::Server, &anchors, now());
+    assert_eq!(found, Err(Fault::Broken(Flaw::PathLength)));
+    assert_eq!(Refusal::from(found.unwrap_err()), Refusal::BadChain(ChainDetail::Policy));
+}
+
+#[test]
+fn a_root_that_breaks_the_policy_is_named_and_anchors_nothing() {
+    let material = authority(3650, now());
+    let pems = [material.root_certificate.clone(), forge_pem(&material)];
+    assert_eq!(Anchors::parse(&pems).unwrap_err(), AnchorError::Flawed(1, Flaw::BasicConstraints));
+    assert_eq!(Anchors::parse(&["no certificate".into()]).unwrap_err(), AnchorError::NotACertificate(0));
+    let many = vec![material.root_certificate; 65];
+    assert_eq!(Anchors::parse(&many).unwrap_err(), AnchorError::TooMany);
+}
+
+fn forge_pem(material: &authority::Material) -> String {
+    let leaf = forge(material, |params| {
+        params.distinguished_name.push(rcgen::DnType::CommonName, "leaf");
+    });
+    pki::bundle::encode(&leaf[0])
 }
