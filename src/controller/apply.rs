@@ -20,13 +20,16 @@ use rcgen::KeyPair;
 use serde_json::{Value, json};
 use tracing::info;
 
-use super::stores::{AUTHORITY, BUNDLE, PART, read_register};
+use super::{
+    audit::{Audit, Line},
+    stores::{AUTHORITY, BUNDLE, PART, read_register},
+};
 use crate::{
     api::{TrustDomain, TrustedServer},
     pki::{
         authority::Serial,
         crl::{Reason, Revoked},
-        ledger::Ledger,
+        ledger::{Holder, Ledger},
         register::Register,
         rotation::Move,
     },
@@ -89,7 +92,7 @@ pub(super) async fn within<T, E: Into<ApplyError>>(call: impl Future<Output = Re
 }
 
 /// Applies one step to Kubernetes.
-pub(super) async fn apply(client: &Client, namespace: &str, step: &Step) -> Result<(), ApplyError> {
+pub(super) async fn apply(client: &Client, namespace: &str, audit: &Audit, step: &Step) -> Result<(), ApplyError> {
     match step {
         Step::CreateDomain(domain) => {
             let api = Api::<TrustDomain>::all(client.clone());
@@ -100,7 +103,7 @@ pub(super) async fn apply(client: &Client, namespace: &str, step: &Step) -> Resu
         | Step::PrepareAuthority { domain, .. }
         | Step::MoveAuthority { domain, .. }
         | Step::PublishLists { domain, .. } => write_register(client, namespace, domain, step).await?,
-        Step::Revoke { ledger, server, marks } => revoke(client, namespace, ledger, server, marks).await?,
+        Step::Revoke { ledger, server, marks } => revoke(client, namespace, audit, (ledger, server), marks).await?,
         // It needs the topology, which the loop has.
         Step::WriteSecret { .. } => return Err(ApplyError::Conflict),
         Step::Hold { key, version, finalizers } => {
@@ -225,8 +228,8 @@ async fn nothing_in_the_way(
 async fn revoke(
     client: &Client,
     namespace: &str,
-    ledger: &str,
-    server: &ServerKey,
+    audit: &Audit,
+    (ledger, server): (&str, &ServerKey),
     marks: &[(Serial, Reason)],
 ) -> Result<(), ApplyError> {
     let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
@@ -239,9 +242,29 @@ async fn revoke(
     }
     let next = ConfigMap { data: Some(record.render()), ..held };
     within(api.replace(ledger, &PostParams::default(), &next)).await?;
-    for Revoked { serial, at, reason } in done {
-        let reason = reason.word();
-        info!(target: "audit", %serial, %server, reason, %at, "certificate revoked");
+    for Revoked { serial, at: _, reason } in done {
+        let held = record.records().iter().find(|one| one.serial == serial);
+        let (holder, owner) = (held.map(|one| &one.holder), record.owner());
+        audit.tell(Line {
+            code: "Revoked".to_owned(),
+            serial: Some(serial.to_string()),
+            id: owner.map(|owner| owner.id.to_string()),
+            pod_uid: holder.and_then(|holder| match holder {
+                Holder::Pod(uid) => Some(uid.clone()),
+                Holder::Secret(_) => None,
+            }),
+            secret: holder.and_then(|holder| match holder {
+                Holder::Secret(name) => Some(name.clone()),
+                Holder::Pod(_) => None,
+            }),
+            key: held.map(|one| one.key.clone()),
+            issuer: held.map(|one| one.issuer.clone()),
+            not_after: held.map(|one| one.validity.not_after.to_string()),
+            server: Some(server.to_string()),
+            server_uid: owner.map(|owner| owner.uid.clone()),
+            reason: Some(reason.word().to_owned()),
+            ..Line::default()
+        });
     }
     Ok(())
 }

@@ -4,10 +4,11 @@
 //! serves; the leader alone plans and applies.
 
 pub mod apply;
+mod audit;
 mod channel;
 mod events;
 mod health;
-mod issuer;
+mod issuance;
 mod proxies;
 mod replicas;
 mod secrets;
@@ -50,6 +51,7 @@ use crate::{
     topology::{Key, Problem, Server, Topology},
 };
 use apply::{ApplyError, Cluster};
+use audit::Audit;
 use proxies::Proxies;
 use serving::ControlPlane;
 use stores::Stores;
@@ -127,13 +129,23 @@ async fn replica(
         events::Events::new(client.clone(), config.pod_name.clone(), view.clone(), Arc::clone(&metrics));
     watches.spawn(write_events);
     let ready = Arc::new(AtomicBool::new(false));
-    let issuer = issuer::Issuer::new(
+    let audit = Arc::new(Audit::new(telemetry::random()));
+    let (issuer, issuing) = issuance::Issuer::new(
         client.clone(),
         config.namespace.clone(),
         view.clone(),
         events.clone(),
-        Arc::clone(&metrics),
+        (Arc::clone(&metrics), Arc::clone(&audit)),
     );
+    let stopped = shutdown.clone();
+    servers.spawn(async move {
+        // What waits when the replica is told to end is still written, if it is quick.
+        let late = async {
+            stopped.cancelled().await;
+            tokio::time::sleep(serving::PATIENCE).await;
+        };
+        tokio::select! { () = issuing => {}, () = late => {} }
+    });
     let [channel, hook, health] = listeners;
     let tls = Arc::new(ArcSwap::from_pointee(control.server(telemetry::now())?));
     let channel_router = channel_router(issuer, view.clone(), &proxies, events.clone(), &control);
@@ -163,13 +175,14 @@ async fn replica(
     servers.spawn(async move {
         let _ = stopped.run_until_cancelled(follow).await;
     });
-    let seat = Seat { client, namespace: config.namespace.clone(), stores, proxies, metrics, events, publish, leads };
+    let namespace = config.namespace.clone();
+    let seat = Seat { client, namespace, stores, proxies, metrics, audit, events, publish, leads };
     seat.run(&signal, &ready, shutdown).await;
     Ok(())
 }
 
 fn channel_router(
-    issuer: issuer::Issuer,
+    issuer: issuance::Issuer,
     view: latest::Receiver<Arc<View>>,
     proxies: &Arc<Proxies>,
     events: events::Events,
@@ -178,7 +191,7 @@ fn channel_router(
     let sharing = replicas::Sharing { proxies: Arc::clone(proxies), ca: control.ca.clone() };
     let channel = channel::Channel { view, proxies: Arc::clone(proxies), events };
     let sync = post(channel::sync).layer(DefaultBodyLimit::max(brief::MAX_SYNC_REQUEST)).with_state(channel);
-    let certificate = post(issuer::certificate)
+    let certificate = post(issuance::certificate)
         .layer(DefaultBodyLimit::max(brief::MAX_CERTIFICATE_REQUEST))
         .with_state(Arc::new(issuer));
     let share = get(replicas::share).with_state(sharing);
@@ -230,6 +243,7 @@ struct Seat {
     stores: Stores,
     proxies: Arc<Proxies>,
     metrics: Arc<health::Metrics>,
+    audit: Arc<Audit>,
     events: events::Events,
     publish: latest::Sender<Arc<View>>,
     leads: latest::Receiver<bool>,
@@ -279,6 +293,7 @@ impl Seat {
         let next = Arc::new(next);
         self.publish.send_replace(Arc::clone(&next));
         self.metrics.round(&world, lead);
+        self.audit.sweep(now);
         if !lead {
             return SWEEP;
         }
@@ -300,7 +315,7 @@ impl Seat {
                     memory.secrets.forget(&server.key);
                     self.write_secret(server, fingerprint, &next.topology).await
                 }
-                _ => apply::apply(&self.client, &self.namespace, step).await,
+                _ => apply::apply(&self.client, &self.namespace, &self.audit, step).await,
             };
             match applied {
                 Ok(()) => self.tell(step, &world, &next.topology),
@@ -316,7 +331,7 @@ impl Seat {
     async fn write_secret(&self, server: &Server, fingerprint: &str, topology: &Topology) -> Result<(), ApplyError> {
         let domain = topology.domain(&server.domain).ok_or(ApplyError::Conflict)?;
         let names = plan::secrets::names(topology, server);
-        secrets::write(&self.client, &self.namespace, (server, domain, names), fingerprint).await
+        secrets::write(&self.client, &self.namespace, &self.audit, (server, domain, names), fingerprint).await
     }
 
     /// An Event where something was taken back, a rotation moved, or a status says something new that needs a person.

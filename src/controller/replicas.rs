@@ -124,7 +124,7 @@ pub(super) async fn follow(
 }
 
 /// Pods of the controller carry the chart's labels; one without address cannot be called yet.
-fn is_replica(pod: &PodFacts) -> bool {
+pub(super) fn is_replica(pod: &PodFacts) -> bool {
     let label = |key: &str| pod.labels.get(key).map(String::as_str);
     !pod.ending
         && !pod.addresses.is_empty()

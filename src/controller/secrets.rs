@@ -15,11 +15,11 @@ use kube::{
 };
 use rcgen::KeyPair;
 use serde_json::json;
-use tracing::info;
 
 use super::{
     apply::{ApplyError, within},
-    issuer::ledger_name,
+    audit::{Audit, Line},
+    issuance::ledger_name,
     stores::{AUTHORITY, PART, read_register},
 };
 use crate::{
@@ -101,6 +101,7 @@ async fn seen(client: &Client, namespace: &str, name: &str) -> Option<SecretSeen
 pub(super) async fn write(
     client: &Client,
     namespace: &str,
+    audit: &Audit,
     (server, domain, names): (&Server, &Domain, BTreeSet<DnsName>),
     fingerprint: &str,
 ) -> Result<(), ApplyError> {
@@ -112,16 +113,29 @@ pub(super) async fn write(
     let loaded = loaded.load(telemetry::now()).map_err(|error| register(&error))?;
     let key = KeyPair::generate()?;
     let csr = Csr::parse(&csr::request(&key)?).map_err(|error| register(&error))?;
-    let (serial, validity) =
-        record(client, namespace, (server, domain), &name, &key_text(csr.key_sha256()), &loaded.active).await?;
+    let key_id = key_text(csr.key_sha256());
+    let (serial, validity) = record(client, namespace, (server, domain), &name, &key_id, &loaded.active).await?;
+    let told = names.clone();
     let names = Names { id: server.id.clone(), dns_names: names, pod_uid: None };
     let signed = loaded.active.sign(&csr.grant(names), serial, validity).map_err(|error| register(&error))?;
     let roots = Bundle::of(loaded.members.iter().map(|(_, authority)| authority.root_pem())).render();
     let data = [("tls.crt", signed.chain.concat()), ("tls.key", key.serialize_pem()), ("ca.crt", roots)];
     let annotations = [(SERIAL_ANNOTATION, serial.to_string()), (FINGERPRINT_ANNOTATION, fingerprint.to_owned())];
     put(client, server, &name, data, annotations).await?;
-    info!(target: "audit", %serial, id = %server.id, secret = name, namespace = server.key.namespace,
-        issuer = loaded.active.key_id(), not_after = %validity.not_after, "certificate issued");
+    let mut line = Line {
+        code: "Issued".to_owned(),
+        serial: Some(serial.to_string()),
+        namespace: Some(server.key.namespace.clone()),
+        secret: Some(name),
+        key: Some(key_id),
+        issuer: Some(loaded.active.key_id().to_owned()),
+        not_after: Some(validity.not_after.to_string()),
+        server: Some(server.key.to_string()),
+        server_uid: Some(server.uid.clone()),
+        ..Line::default()
+    };
+    line.names(&server.id, &told);
+    audit.tell(line);
     Ok(())
 }
 

@@ -40,12 +40,16 @@ const SECRET: &str = "entente-control-plane";
 /// Connections of one endpoint at a time.
 const MAX_CONNECTIONS: usize = 16_384;
 /// A handshake, and a request's head, must be complete in this time.
-const PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The certificates that a caller presented, leaf first; it has proven possession of the leaf's key. Whether anybody
 /// vouches for them is the handler's question.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Caller(pub(super) Arc<Vec<CertificateDer<'static>>>);
+
+/// Where the caller's connection comes from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Source(pub(super) SocketAddr);
 
 /// The control plane's authority, and what this replica shows of it.
 #[derive(Clone)]
@@ -233,7 +237,7 @@ async fn connection(
     };
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let caller = Caller(Arc::new(chain.iter().map(|certificate| certificate.clone().into_owned()).collect()));
-    let router = router.layer(axum::Extension(caller));
+    let router = router.layer(axum::Extension(caller)).layer(axum::Extension(Source(from)));
     let mut http = hyper::server::conn::http1::Builder::new();
     let serving = http
         .timer(TokioTimer::new())

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -35,6 +36,8 @@ pub(super) struct View {
     pub(super) domains: BTreeMap<String, DomainView>,
     /// UIDs of all pods that this replica knows of, selected or not.
     pub(super) known_pods: BTreeSet<String>,
+    /// The namespace of each pod by its addresses.
+    pub(super) namespaces: BTreeMap<IpAddr, String>,
     /// Pods of our own namespace: the other replicas are among them.
     pub(super) neighbours: Vec<PodFacts>,
 }
@@ -100,9 +103,11 @@ impl View {
             Some((name.clone(), view))
         };
         let names: Vec<String> = topology.domains().map(|domain| domain.name.clone()).collect();
+        let pods = world.declared.pods.iter().filter(|pod| !pod.ending);
+        let namespaces = pods.flat_map(|pod| pod.addresses.iter().map(|address| (*address, pod.namespace.clone())));
         let known_pods = world.declared.pods.iter().map(|pod| pod.uid.clone()).collect();
         let domains = names.iter().filter_map(one).collect();
-        Self { domains, known_pods, neighbours, topology }
+        Self { domains, known_pods, namespaces: namespaces.collect(), neighbours, topology }
     }
 
     /// The domain with this SPIFFE trust domain.

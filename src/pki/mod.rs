@@ -5,6 +5,7 @@ pub mod bundle;
 pub mod control;
 pub mod crl;
 pub mod csr;
+pub mod intake;
 pub mod ledger;
 pub mod register;
 pub mod renewal;
