@@ -1,6 +1,8 @@
 //! What was typed, and what it means: one file a verb.
 
 #[cfg(feature = "controller")]
+mod audit;
+#[cfg(feature = "controller")]
 mod controller;
 #[cfg(feature = "controller")]
 mod crds;
@@ -32,6 +34,9 @@ enum Verb {
     /// Print the CustomResourceDefinitions of this version.
     #[cfg(feature = "controller")]
     Crds(crds::Crds),
+    /// Check that every certificate in use is in a ledger, and every ledger entry explained.
+    #[cfg(feature = "controller")]
+    Audit(audit::Audit),
     /// Run the sidecar (the injected pod does).
     #[command(hide = true)]
     Proxy(proxy::Arguments),
@@ -55,6 +60,8 @@ pub fn run() -> ExitCode {
         Verb::Controller(arguments) => controller::run(arguments),
         #[cfg(feature = "controller")]
         Verb::Crds(arguments) => crds::run(&arguments),
+        #[cfg(feature = "controller")]
+        Verb::Audit(arguments) => return audit::run(&arguments),
         Verb::Proxy(arguments) => proxy::run(arguments),
         Verb::Intercept(arguments) => intercept::run(&arguments),
     };

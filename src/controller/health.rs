@@ -1,11 +1,11 @@
-//! `/live`, `/ready` and `/metrics` of the controller.
+//! `/live`, `/ready` and `/metrics` of the controller, and `/proxies` for `entente audit`.
 
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
 };
 
-use axum::{Router, http::StatusCode, routing::get};
+use axum::{Json, Router, http::StatusCode, routing::get};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -115,6 +115,8 @@ pub(super) fn router(metrics: Arc<Metrics>, ready: Arc<AtomicBool>, proxies: Arc
         let status = if ready.load(Ordering::Acquire) { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         async move { status }
     };
+    let known = Arc::clone(&proxies);
+    let in_use = move || async move { Json(known.in_use(telemetry::now())) };
     let state = move || {
         let seen = proxies.seen(telemetry::now());
         async move { format!("{} sidecars known\n", seen.len()) }
@@ -123,5 +125,7 @@ pub(super) fn router(metrics: Arc<Metrics>, ready: Arc<AtomicBool>, proxies: Arc
         .route("/live", get(|| async { StatusCode::OK }))
         .route("/ready", get(is_ready))
         .route("/metrics", get(move || async move { metrics.render() }))
+        // Public facts: every peer of a sidecar sees its certificate.
+        .route("/proxies", get(in_use))
         .route("/", get(state))
 }

@@ -14,13 +14,14 @@ use crate::{
     brief::{Cursor, MAX_REPORTED_REFUSALS, RefusedConnections, Report},
     identity::{Identity, SpiffeId},
     pki,
-    plan::ProxySeen,
+    plan::{ProxySeen, audit::InUse},
     refusal::Refusal,
 };
 
 /// A sidecar between two polls counts as connected this long, in seconds.
 const BETWEEN_POLLS: i64 = 10;
-
+/// Certificates that one answer tells of.
+const MAX_IN_USE: usize = 65_536;
 /// Identities whose cut connections are counted, for each sidecar.
 const MAX_CUT: usize = 256;
 
@@ -100,6 +101,17 @@ impl Proxies {
         }
     }
 
+    /// The certificates that sidecars use which poll this replica now; bounded.
+    pub(super) fn in_use(&self, now: Timestamp) -> Vec<InUse> {
+        let own = lock(&self.own);
+        let polls = own.iter().filter(|(_, row)| row.held > 0 || now.as_second() - row.last < BETWEEN_POLLS);
+        let shown = polls.filter_map(|(uid, row)| {
+            let not_after = Timestamp::from_second(row.leaf_not_after).ok().filter(|_| !row.serial.is_empty())?;
+            Some(InUse { pod_uid: uid.clone(), serial: row.serial.clone(), not_after })
+        });
+        shown.take(MAX_IN_USE).collect()
+    }
+
     fn changed(&self) {
         self.version.send_modify(|version| *version += 1);
         self.signal.raise();
@@ -172,5 +184,37 @@ impl Drop for Held<'_> {
             row.last = now;
         }
         // Nothing is said of it: the next poll follows at once, and the loop looks again before patience ends.
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::identity::DnsName;
+
+    #[test]
+    fn what_is_in_use_is_what_sidecars_show_that_still_poll() {
+        let now = crate::telemetry::now();
+        let later = |seconds| Timestamp::from_second(now.as_second() + seconds).unwrap();
+        let identity = |serial| Identity {
+            id: SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), "shop", "web").unwrap(),
+            dns_names: BTreeSet::new(),
+            pod_uid: Some("pod".into()),
+            serial: vec![0x40, serial],
+            issuer: None,
+            not_before: now,
+            not_after: later(3_600),
+        };
+        let proxies = Proxies::new(Signal::new());
+        drop(proxies.poll("ended", &identity(1), None, now));
+        let _held = proxies.poll("held", &identity(2), None, now);
+        let serials = |at| proxies.in_use(at).into_iter().map(|one| one.serial).collect::<Vec<_>>();
+        assert_eq!(serials(now), ["4001", "4002"]);
+        assert_eq!(serials(later(60)), ["4002"]);
+        let text = serde_json::to_value(proxies.in_use(now)).unwrap();
+        let fields: Vec<_> = text[0].as_object().unwrap().keys().cloned().collect();
+        assert_eq!(fields, ["notAfter", "podUid", "serial"]);
     }
 }

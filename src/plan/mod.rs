@@ -3,6 +3,7 @@
 //! A plan that was applied and is planned again is empty. Steps are idempotent: a replica may die after any of them,
 //! and the next one goes on from what it sees.
 
+pub mod audit;
 pub mod authorities;
 pub mod briefs;
 pub mod bundles;

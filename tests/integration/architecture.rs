@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("controller", &["api", "brief", "identity", "pki", "plan", "refusal", "sidecar", "telemetry", "topology"]),
     ("proxy", &["brief", "identity", "pki", "refusal", "sidecar", "telemetry"]),
     ("telemetry", &[]),
-    ("cli", &["api", "controller", "proxy", "sidecar", "telemetry"]),
+    ("cli", &["api", "controller", "plan", "proxy", "sidecar", "telemetry"]),
 ];
 
 const CORE: &[&str] = &["identity", "refusal", "brief", "sidecar", "pki", "api", "topology", "plan"];
