@@ -65,9 +65,7 @@ enum Output {
 
 #[allow(clippy::print_stdout, reason = "printing is what this verb is for")]
 pub(super) fn run(arguments: &Audit) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let report = runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(patiently(arguments)));
-    let report = match report {
+    let report = match find_out(arguments) {
         Ok(report) => report,
         Err(failure) => {
             tracing::error!("could not find out: {failure:#}");
@@ -81,12 +79,18 @@ pub(super) fn run(arguments: &Audit) -> ExitCode {
     ExitCode::from(u8::from(!report.findings.is_empty()))
 }
 
+fn find_out(arguments: &Audit) -> Result<Report> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let kube = Config::infer().await.context("found no access to a Kubernetes API server")?;
+        patiently(&Client::try_from(kube)?, arguments).await
+    })
+}
+
 /// Looks until nothing is left that may pass, or patience is over.
-async fn patiently(arguments: &Audit) -> Result<Report> {
-    let kube = Config::infer().await.context("found no access to a Kubernetes API server")?;
-    let client = Client::try_from(kube)?;
+async fn patiently(client: &Client, arguments: &Audit) -> Result<Report> {
     let look = || async {
-        let observed = observe(&client, &arguments.namespace, arguments.health_port).await?;
+        let observed = observe(client, &arguments.namespace, arguments.health_port).await?;
         Ok::<_, anyhow::Error>(audit(&observed, telemetry::now()))
     };
     let began = telemetry::now();
@@ -122,6 +126,7 @@ async fn observe(client: &Client, namespace: &str, port: u16) -> Result<Observed
     };
     let domains = Api::<TrustDomain>::all(client.clone());
     let domains = within(domains.list(&ListParams::default())).await.context("could not list trust domains")?;
+    let trust_domains = domains.items.iter().map(|domain| domain.spec.spiffe_trust_domain.clone()).collect();
     let authorities =
         domains.items.into_iter().filter_map(|domain| domain.status).flat_map(|status| status.authorities);
     Ok(Observed {
@@ -130,6 +135,7 @@ async fn observe(client: &Client, namespace: &str, port: u16) -> Result<Observed
         pods: pods.items.iter().filter_map(ResourceExt::uid).collect(),
         servers: servers.items.into_iter().map(named).collect::<BTreeMap<_, _>>(),
         issuers: authorities.map(|one| one.key_id).collect::<BTreeSet<_>>(),
+        trust_domains,
     })
 }
 
@@ -155,4 +161,100 @@ async fn in_use(client: &Client, namespace: &str, port: u16) -> Result<Vec<InUse
 
 async fn within<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T> {
     Ok(tokio::time::timeout(DEADLINE, call).await.context("no answer in time")??)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use axum::{
+        Json, Router,
+        http::{StatusCode, Uri},
+        response::{IntoResponse, Response},
+    };
+    use serde_json::{Value, json};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const SERIAL: &str = "40000000000000000000000000000001";
+    const PODS: &str = "/api/v1/pods";
+    const REPLICAS: &str = "/api/v1/namespaces/entente-system/pods";
+    const SHOWN: &str = "/api/v1/namespaces/entente-system/pods/entente-0:8080/proxy/proxies";
+
+    fn list(items: &Value) -> Value {
+        json!({"apiVersion": "v1", "kind": "List", "metadata": {}, "items": items})
+    }
+
+    fn object(namespace: &str, name: &str, uid: &str) -> Value {
+        json!({"metadata": {"namespace": namespace, "name": name, "uid": uid}})
+    }
+
+    /// What an API server answers, by path.
+    fn cluster() -> BTreeMap<&'static str, Value> {
+        let now = telemetry::now().as_second();
+        let record = format!("{SERIAL} pod-1 key aa {} {} {} live\n", now - 600, now + 3_600, now - 600);
+        let ledger = json!({
+            "metadata": {"name": "entente-ledger-1", "annotations": {"entente.dev/server": "sip/front-end"}},
+            "data": {"format": "2", "sequence": "1", "records": record, "serverUID": "server-1",
+                "identity": "spiffe://contoso.example/ns/sip/server/front-end"},
+        });
+        let authority = json!({"keyID": "aa", "sha256": "bb", "state": "Active",
+            "notBefore": "2026-01-01T00:00:00Z", "notAfter": "2036-01-01T00:00:00Z"});
+        let domain = json!({
+            "apiVersion": "entente.dev/v1alpha1", "kind": "TrustDomain", "metadata": {"name": "contoso"},
+            "spec": {"spiffeTrustDomain": "contoso.example", "dnsSuffixes": ["contoso.example"]},
+            "status": {"authorities": [authority]},
+        });
+        [
+            (REPLICAS, list(&json!([object("entente-system", "entente-0", "controller")]))),
+            (SHOWN, json!([{"podUid": "pod-1", "serial": SERIAL, "notAfter": "2099-01-01T00:00:00Z"}])),
+            ("/api/v1/namespaces/entente-system/configmaps", list(&json!([ledger]))),
+            (PODS, list(&json!([object("sip", "front-end-0", "pod-1")]))),
+            ("/apis/entente.dev/v1alpha1/trustedservers", list(&json!([object("sip", "front-end", "server-1")]))),
+            ("/apis/entente.dev/v1alpha1/trustdomains", list(&json!([domain]))),
+        ]
+        .into()
+    }
+
+    /// The codes of what is found in a cluster.
+    async fn codes(cluster: BTreeMap<&'static str, Value>) -> Result<Vec<&'static str>> {
+        let cluster = Arc::new(cluster);
+        let answer = move |uri: Uri| async move {
+            let found: Option<Response> = cluster.get(uri.path()).map(|body| Json(body).into_response());
+            found.unwrap_or_else(|| StatusCode::FORBIDDEN.into_response())
+        };
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}", listener.local_addr()?).parse()?;
+        let router = Router::new().fallback(answer);
+        let serving = tokio::spawn(async move { axum::serve(listener, router).await });
+        let _serving = tokio_util::task::AbortOnDropHandle::new(serving);
+        let client = Client::try_from(Config::new(url))?;
+        let namespace = "entente-system".to_owned();
+        let arguments = Audit { namespace, health_port: 8080, patience: 0, output: Output::Text };
+        let report = patiently(&client, &arguments).await?;
+        assert_eq!(report.entries, 1);
+        Ok(report.findings.iter().map(|finding| finding.code()).collect())
+    }
+
+    #[tokio::test]
+    async fn a_sound_cluster_has_no_findings_and_another_has() {
+        assert_eq!(codes(cluster()).await.unwrap(), Vec::<&str>::new());
+        let mut other = cluster();
+        other.insert(SHOWN, json!([{"podUid": "pod-1", "serial": "66", "notAfter": "2099-01-01T00:00:00Z"}]));
+        other.insert(PODS, list(&json!([])));
+        assert_eq!(codes(other).await.unwrap(), ["NotRecorded", "PodGone"]);
+    }
+
+    #[tokio::test]
+    async fn what_does_not_answer_leaves_the_question_open() {
+        for path in cluster().into_keys() {
+            let mut part = cluster();
+            part.remove(path);
+            assert!(codes(part).await.is_err(), "{path}");
+        }
+        let mut nobody = cluster();
+        nobody.insert(REPLICAS, list(&json!([])));
+        assert!(codes(nobody).await.unwrap_err().to_string().contains("no controller runs"));
+    }
 }

@@ -50,6 +50,8 @@ pub struct Observed {
     pub servers: BTreeMap<String, String>,
     /// Key identifiers of the authorities of all domains.
     pub issuers: BTreeSet<String>,
+    /// The SPIFFE trust domains that are declared.
+    pub trust_domains: BTreeSet<String>,
 }
 
 /// Something that is not explained.
@@ -249,6 +251,11 @@ fn unexplained(
 ) -> Option<Finding> {
     let (ledger_name, server_name, serial) = (name.clone(), server.clone(), record.serial.to_string());
     let declared = observed.servers.get(server);
+    // Nobody trusts certificates of a domain that is gone: they end by themselves.
+    let domain = ledger.owner().map(|owner| owner.id.trust_domain().as_str());
+    if domain.is_some_and(|domain| !observed.trust_domains.contains(domain)) {
+        return None;
+    }
     if declared.is_none() || declared != ledger.owner().map(|owner| &owner.uid) {
         return Some(Finding::ServerNotDeclared { ledger: ledger_name, server: server_name, serial });
     }

@@ -8,6 +8,7 @@ mod workloads;
 mod changes;
 mod chart;
 mod faults;
+mod issuance;
 mod objects;
 mod outage;
 mod own_ca;

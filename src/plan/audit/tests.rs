@@ -52,6 +52,7 @@ fn sound() -> Observed {
         pods: ["pod-1", "pod-2"].map(str::to_owned).into(),
         servers: [("sip/front-end".to_owned(), "server-1".to_owned())].into(),
         issuers: ["aa".to_owned()].into(),
+        trust_domains: ["contoso.example".to_owned()].into(),
     }
 }
 
@@ -121,6 +122,21 @@ fn a_valid_entry_of_a_server_that_is_not_declared_or_was_created_anew_is_found()
 #[test]
 fn a_valid_entry_of_an_authority_that_nobody_lists_is_found() {
     check(|observed| observed.issuers = ["bb".to_owned()].into(), &["UnknownIssuer", "UnknownIssuer"]);
+}
+
+#[test]
+fn entries_of_a_domain_that_is_gone_are_explained_and_their_use_is_still_held_against_them() {
+    let gone = |observed: &mut Observed| {
+        observed.trust_domains.clear();
+        observed.servers.clear();
+        observed.issuers.clear();
+    };
+    check(gone, &[]);
+    let used = |observed: &mut Observed| {
+        gone(observed);
+        observed.in_use.push(uses("pod-1", 9));
+    };
+    check(used, &["NotRecorded"]);
 }
 
 #[test]
