@@ -29,17 +29,19 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LEDGERS: &str = "entente.dev/part=ledger";
 const CONTROLLERS: &str = "app.kubernetes.io/name=entente,app.kubernetes.io/component=controller";
 
-/// Hold the certificates that sidecars use against the ledgers, and the ledgers against what is declared and running.
-///
-/// Exit codes: 0 everything is explained, 1 there are findings, 2 could not find out.
-///
-/// What is found while a pod ends or a sidecar gets its next certificate is looked at again until it passes or the
-/// patience is over. Software that holds its own key (certificate.secretName) shows its certificate to nobody but its
-/// peers: of it, only the ledger is checked.
-///
-/// Needs the ClusterRole entente-pki-admin for the cluster and the Role entente-audit in the operator's namespace: to
-/// list trustdomains, trustedservers and pods everywhere, and there to list configmaps and to get pods/proxy.
+const EXPLAINED: &str = "\
+What is found while a pod ends or a sidecar gets its next certificate is looked at again until it passes or the patience
+is over. Software that holds its own key (certificate.secretName) shows its certificate to its peers alone: of it, only
+the ledger is checked.
+
+Exit codes: 0 everything is explained, 1 there are findings, 2 could not find out.
+
+Needs the ClusterRole entente-pki-admin in the cluster and the Role entente-audit in the operator's namespace: to list
+trustdomains, trustedservers and pods everywhere, and there to list configmaps and to get pods/proxy.";
+
+/// Where to look, and how to answer.
 #[derive(Debug, Args)]
+#[command(after_help = EXPLAINED)]
 pub(super) struct Audit {
     /// The operator's namespace.
     #[arg(long, env = "ENTENTE_NAMESPACE", default_value = "entente-system")]
