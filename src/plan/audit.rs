@@ -8,7 +8,10 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::pki::ledger::{Holder, Ledger, Record};
+use crate::pki::{
+    crl::Reason,
+    ledger::{Holder, Ledger, Record},
+};
 
 /// A pod's entry may be so old before its pod must be there, and a sidecar so late in leaving a certificate that was
 /// taken back, in seconds. What was seen once is a finding only if it is still so after this time.
@@ -281,7 +284,9 @@ fn used(one: &InUse, found: &BTreeMap<String, Vec<(&str, Record)>>) -> Option<Fi
     if own.peek().is_none() {
         return Some(Finding::NotRecorded { pod_uid, serial });
     }
-    let (ledger, _) = own.find(|(_, record)| record.revoked.is_some())?;
+    // A server that is suspended or gone keeps asking with what it has, and is told so.
+    let alone = |reason: Reason| !matches!(reason, Reason::Suspended | Reason::ServerDeleted);
+    let (ledger, _) = own.find(|(_, record)| record.revoked.is_some_and(|(_, reason)| alone(reason)))?;
     Some(Finding::RevokedInUse { pod_uid, serial, ledger: (*ledger).to_owned() })
 }
 

@@ -113,6 +113,16 @@ fn an_entry_that_was_taken_back_is_explained_and_its_use_is_found() {
 }
 
 #[test]
+fn a_server_that_is_suspended_may_still_ask_with_what_was_taken_back() {
+    let revoked = Record { revoked: Some((at(-60), Reason::Suspended)), ..record(3, "pod-1", -600) };
+    let used = |observed: &mut Observed| {
+        observed.ledgers.push(kept("entente-ledger-2", vec![revoked]));
+        observed.in_use.push(uses("pod-1", 3));
+    };
+    check(used, &[]);
+}
+
+#[test]
 fn a_valid_entry_of_a_server_that_is_not_declared_or_was_created_anew_is_found() {
     check(|observed| observed.servers.clear(), &["ServerNotDeclared", "ServerNotDeclared"]);
     let anew = |observed: &mut Observed| drop(observed.servers.insert("sip/front-end".into(), "server-2".into()));
