@@ -19,7 +19,7 @@ use serde_json::json;
 use super::{
     apply::{ApplyError, within},
     audit::{Audit, Line},
-    issuance::ledger_name,
+    issuance::{self, ledger_name},
     stores::{AUTHORITY, PART, read_register},
 };
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
         ledger::{Holder, Ledger, Owner, Record, key_text},
     },
     plan::secrets::{FINGERPRINT_ANNOTATION, SERIAL_ANNOTATION, SecretSeen},
-    sidecar, telemetry,
+    telemetry,
     topology::{Domain, Server},
 };
 
@@ -169,20 +169,7 @@ async fn record(
         revoked: None,
     };
     ledger.append(&owner, record, now).map_err(|error| register(&error))?;
-    let data = Some(ledger.render());
-    match held {
-        Some(held) => drop(within(api.replace(&name, &PostParams::default(), &ConfigMap { data, ..held })).await?),
-        None => {
-            let labels = [(PART, "ledger"), ("app.kubernetes.io/managed-by", "entente")];
-            let metadata = ObjectMeta {
-                name: Some(name),
-                labels: Some(labels.map(|(name, value)| (name.to_owned(), value.to_owned())).into()),
-                annotations: Some([(sidecar::SERVER_LABEL.to_owned(), server.key.to_string())].into()),
-                ..ObjectMeta::default()
-            };
-            within(api.create(&PostParams::default(), &ConfigMap { metadata, data, ..ConfigMap::default() })).await?;
-        }
-    }
+    issuance::put(&api, held.map(|map| map.metadata), &server.key, &ledger).await?;
     Ok((serial, validity))
 }
 

@@ -92,13 +92,17 @@ pub fn examine(chain: &[CertificateDer<'_>], role: Role, anchors: &Anchors, now:
     if chain.len() > MAX_CHAIN || chain.iter().any(|certificate| certificate.len() > MAX_CERTIFICATE) {
         return Err(Refusal::BadChain(ChainDetail::TooLarge).into());
     }
-    let parsed = chain.iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
+    // Some software sends its leaf alone and once more at the head of its chain.
+    let above = intermediates.iter().filter(|one| *one != leaf);
+    let intermediates: Vec<CertificateDer<'_>> = above.map(|one| CertificateDer::from(one.as_ref())).collect();
+    let chain = std::iter::once(leaf).chain(&intermediates);
+    let parsed = chain.map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
     let [first, above @ ..] = &parsed[..] else { return Err(Refusal::NoCertificate.into()) };
     if first.issuer() == first.subject() && !first.subject().as_raw().is_empty() {
         // It vouches for itself; webpki would only say that it looks like an authority.
         return Err(Refusal::UntrustedRoot(RootDetail::NoPath).into());
     }
-    let path = path(leaf, intermediates, role, anchors, now)?;
+    let path = path(leaf, &intermediates, role, anchors, now)?;
     policy::leaf(first, role).map_err(|flaw| Fault::Flawed(0, flaw))?;
     for (index, one) in above.iter().enumerate() {
         policy::authority(one).map_err(|flaw| Fault::Flawed(index + 1, flaw))?;

@@ -95,8 +95,11 @@ fn subject(path: &Path) -> String {
     path.file_name().unwrap().to_str().unwrap().split(['-', '.']).next().unwrap().to_owned()
 }
 
+/// Certificates, each with its issuer's, and lists, each with its type.
+type Everything = (Vec<(PathBuf, PathBuf)>, Vec<(PathBuf, &'static str)>);
+
 /// Everything that the controller signs: certificates (each with its issuer's), then lists (each with its type).
-fn everything(folder: &Folder) -> (Vec<(PathBuf, PathBuf)>, Vec<(PathBuf, &'static str)>) {
+fn everything(folder: &Folder) -> Everything {
     let now = telemetry::now();
     let (mut certificates, mut lists) = (vec![], vec![]);
     let mut list = |name: &str, kind, pem: &str| lists.push((folder.file(&format!("{name}.pem"), pem), kind));
@@ -146,12 +149,12 @@ fn what_is_signed_passes_both_linters_without_an_error_and_no_exclusion_is_stale
         findings.zlint(list);
         findings.pkilint("lint_crl", &["-t", kind, "-p", "PKIX"], &[list]);
     }
-    println!("{} certificates and {} lists: {} checks passed", certificates.len(), lists.len(), findings.passed);
+    eprintln!("{} certificates and {} lists: {} checks passed", certificates.len(), lists.len(), findings.passed);
     for [linter, code, subject, message] in &findings.remarks {
-        println!("remark: {linter} {code} of {subject}: {message}");
+        eprintln!("remark: {linter} {code} of {subject}: {message}");
     }
     for [linter, code, subject, part, why] in EXCLUDED {
-        println!("excluded: {linter} {code} of {subject} ({part}): {why}");
+        eprintln!("excluded: {linter} {code} of {subject} ({part}): {why}");
     }
     let new: Vec<_> =
         findings.errors.iter().filter(|one| !EXCLUDED.iter().any(|line| is_excluded(one, line))).collect();

@@ -149,7 +149,7 @@ impl Ledgers {
                 self.tell(&batch, &answers);
                 for (one, answer) in batch.into_iter().zip(answers) {
                     // Who has gone asks again, and finds its record.
-                    let _ = one.answer.send(answer.map_err(denial));
+                    let _ = one.answer.send(answer.map_err(|why| denial(&why)));
                 }
                 remembered
             }
@@ -222,13 +222,13 @@ impl Ledgers {
     }
 }
 
-fn denial(why: Unrecorded) -> Denial {
+fn denial(why: &Unrecorded) -> Denial {
     let status = if why.may_pass() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::CONFLICT };
     Denial::new(status, why.code(), why.to_string())
 }
 
 /// The compare-and-swap: a replace names the version that was read, a create fails where there is one.
-async fn put(
+pub(in crate::controller) async fn put(
     api: &Api<ConfigMap>,
     held: Option<ObjectMeta>,
     key: &ServerKey,

@@ -45,7 +45,7 @@ use budget::Budgets;
 use gate::{Busy, Gate};
 use ledgers::Ledgers;
 
-pub(super) use ledgers::ledger_name;
+pub(super) use ledgers::{ledger_name, put};
 
 /// A pod that no server selects yet is kept waiting this long: its server may be created a moment later.
 const PATIENCE: Duration = Duration::from_secs(12);

@@ -191,7 +191,7 @@ fn what_is_out_of_date_of_another_key_or_of_another_chain_is_refused() {
     refused(&Material { between: vec![], ..one.clone() }, broken);
     refused(&Material { between: other.between.clone(), ..one.clone() }, broken);
     refused(&Material { root_certificate: other.root_certificate, ..one.clone() }, broken);
-    refused(&Material { issuer_key: "no key".into(), ..one.clone() }, "the issuer's key is not readable PEM");
+    refused(&Material { issuer_key: "no key".into(), ..one }, "the issuer's key is not readable PEM");
     let mut long = Chain::new();
     long.between = vec![authority("a"), authority("b"), authority("c")];
     refused(&long.make(), "at most 2 certificates may lie between the issuing certificate and the root");
@@ -211,5 +211,5 @@ fn the_list_of_a_root_is_the_roots_own() {
     let foreign =
         "the CRL must be PEM, signed by the root in its own name, and whole (no critical extension)".to_owned();
     assert_eq!(ours(&Material { root_crl: list(&other), ..one.clone() }), Err(foreign.clone()));
-    assert_eq!(ours(&Material { root_crl: Some("no list".into()), ..one.clone() }), Err(foreign));
+    assert_eq!(ours(&Material { root_crl: Some("no list".into()), ..one }), Err(foreign));
 }

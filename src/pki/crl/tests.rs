@@ -133,7 +133,7 @@ fn the_longest_lists_fit_into_a_secret_and_a_config_map() {
     let began = std::time::Instant::now();
     let first = register.crl_pem().split_inclusive("-----END X509 CRL-----\n").next().unwrap();
     let entries = read(first, |list| list.iter_revoked_certificates().count());
-    println!("{entries} entries: {size} bytes of PEM, signed in {signed:?}, parsed in {:?}", began.elapsed());
+    eprintln!("{entries} entries: {size} bytes of PEM, signed in {signed:?}, parsed in {:?}", began.elapsed());
     assert_eq!(entries, MAX_ENTRIES);
     assert!(size + OTHERS <= MOST, "{size} bytes");
 }

@@ -91,6 +91,14 @@ fn an_issued_chain_verifies_in_both_roles_and_names_its_holder() {
 }
 
 #[test]
+fn a_leaf_that_is_sent_twice_counts_once() {
+    let material = authority(3650, now());
+    let mut chain = issue(&material, names("fe"));
+    chain.insert(1, chain[0].clone());
+    assert!(verdict(&chain, Role::Client, &anchors(&material), now()).is_ok());
+}
+
+#[test]
 fn no_leaf_outlives_its_issuer() {
     let material = authority(1, now());
     let authority = Authority::load(&material, now()).unwrap();
