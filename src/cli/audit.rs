@@ -36,8 +36,8 @@ the ledger is checked.
 
 Exit codes: 0 everything is explained, 1 there are findings, 2 could not find out.
 
-Needs the ClusterRole entente-pki-admin in the cluster and the Role entente-audit in the operator's namespace: to list
-trustdomains, trustedservers and pods everywhere, and there to list configmaps and to get pods/proxy.";
+Needs the rights to list trustdomains, trustedservers and pods everywhere, and in the operator's namespace to list
+configmaps and to get pods/proxy.";
 
 /// Where to look, and how to answer.
 #[derive(Debug, Args)]

@@ -8,7 +8,6 @@ mod workloads;
 mod changes;
 mod chart;
 mod faults;
-mod issuance;
 mod objects;
 mod outage;
 mod own_ca;
