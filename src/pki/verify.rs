@@ -43,7 +43,7 @@ pub enum Role {
 pub struct Verdict {
     /// Whom the leaf names.
     pub identity: Identity,
-    /// The earliest end of validity in the chain, anchor included.
+    /// The earliest end of validity along the path, anchor included.
     pub valid_until: Timestamp,
 }
 
@@ -92,24 +92,22 @@ pub fn examine(chain: &[CertificateDer<'_>], role: Role, anchors: &Anchors, now:
     if chain.len() > MAX_CHAIN || chain.iter().any(|certificate| certificate.len() > MAX_CERTIFICATE) {
         return Err(Refusal::BadChain(ChainDetail::TooLarge).into());
     }
-    // Some software sends its leaf alone and once more at the head of its chain.
-    let above = intermediates.iter().filter(|one| *one != leaf);
-    let intermediates: Vec<CertificateDer<'_>> = above.map(|one| CertificateDer::from(one.as_ref())).collect();
-    let chain = std::iter::once(leaf).chain(&intermediates);
-    let parsed = chain.map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
-    let [first, above @ ..] = &parsed[..] else { return Err(Refusal::NoCertificate.into()) };
+    let parsed = chain.iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
+    let Some(first) = parsed.first() else { return Err(Refusal::NoCertificate.into()) };
     if first.issuer() == first.subject() && !first.subject().as_raw().is_empty() {
         // It vouches for itself; webpki would only say that it looks like an authority.
         return Err(Refusal::UntrustedRoot(RootDetail::NoPath).into());
     }
-    let path = path(leaf, &intermediates, role, anchors, now)?;
-    policy::leaf(first, role).map_err(|flaw| Fault::Flawed(0, flaw))?;
-    for (index, one) in above.iter().enumerate() {
-        policy::authority(one).map_err(|flaw| Fault::Flawed(index + 1, flaw))?;
+    let path = path(leaf, intermediates, role, anchors, now)?;
+    // What a peer sends beside its path, as some do with the root or the leaf once more, is nobody's business.
+    let taken = path.through.iter().filter_map(|index| Some((*index, parsed.get(*index)?)));
+    for (index, one) in taken.clone() {
+        let judged = if index == 0 { policy::leaf(one, role) } else { policy::authority(one) };
+        judged.map_err(|flaw| Fault::Flawed(index, flaw))?;
     }
     let anchored_until = path.linked(&parsed)?;
     let identity = Identity::of(leaf)?;
-    let ends = parsed.iter().filter_map(|one| Timestamp::from_second(one.validity().not_after.timestamp()).ok());
+    let ends = taken.filter_map(|(_, one)| Timestamp::from_second(one.validity().not_after.timestamp()).ok());
     let valid_until = ends.fold(anchored_until, Timestamp::min);
     Ok(Verdict { identity, valid_until })
 }

@@ -238,6 +238,18 @@ fn key_identifiers_hold_along_the_path_whatever_the_order_of_the_chain() {
 }
 
 #[test]
+fn what_a_peer_sends_beside_its_path_does_not_count() {
+    let material = authority(3650, now());
+    let mut chain = issue(&material, names("fe"));
+    let alone = verdict(&chain, Role::Server, &anchors(&material), now());
+    chain.extend(ders(std::slice::from_ref(&material.root_certificate)));
+    // Another authority's issuer, long expired.
+    chain.extend(ders(&[authority(1, shift(now(), -90 * 86_400)).issuer_certificate]));
+    assert!(alone.is_ok());
+    assert_eq!(verdict(&chain, Role::Server, &anchors(&material), now()), alone);
+}
+
+#[test]
 fn the_path_length_of_a_root_counts() {
     let (chain, anchors) = long_chain(1, false);
     let found = examine(&chain, Role::Server, &anchors, now());
