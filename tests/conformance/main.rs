@@ -1,7 +1,8 @@
-//! What Entente signs, read by others: two linters, OpenSSL's own path building, and authorities that OpenSSL made.
-//! `./test conformance` installs the linters; without them the tests fail.
+//! What Entente signs, read by others (two linters, OpenSSL), and what others signed, read by us: authorities that
+//! OpenSSL made, the chains of BetterTLS. `./test conformance` installs the programs; without them the tests fail.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod bettertls;
 mod linted;
 mod made;
 mod own_ca;

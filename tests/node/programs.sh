@@ -27,12 +27,16 @@ build_kubernetes() {
 build_helm() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "helm.sh/helm/v3/cmd/helm@$HELM"; }
 build_coredns() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "github.com/coredns/coredns@$COREDNS"; }
 build_zlint() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "github.com/zmap/zlint/v3/cmd/zlint@$ZLINT"; }
+build_bettertls() {
+  GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "github.com/Netflix/bettertls/test-suites/cmd/bettertls@$BETTERTLS"
+}
 # The folder is moved when it is complete, so its programs are run as 'bin/python -m', never by their own first lines.
 build_pkilint() { python3 -m venv "$1" && "$1/bin/python" -m pip install --quiet "pkilint==$PKILINT"; }
 
 linters() {
   # Chained: where a status is asked for, a function runs on after a failure.
   cached "zlint-$ZLINT" "from its Go module, less than a minute, once" build_zlint &&
+    cached "bettertls-$BETTERTLS" "from its Go module, about a minute, once" build_bettertls &&
     cached "pkilint-$PKILINT" "from PyPI, less than a minute, once" build_pkilint
 }
 
