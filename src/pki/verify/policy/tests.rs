@@ -37,6 +37,10 @@ fn permitted(name: &str) -> Vec<u8> {
     tagged(0x30, &tagged(0xa0, &tagged(0x30, &tagged(0x82, name.as_bytes()))))
 }
 
+fn excluded(name: &str) -> Vec<u8> {
+    tagged(0x30, &tagged(0xa1, &tagged(0x30, &tagged(0x82, name.as_bytes()))))
+}
+
 fn good_leaf() -> Vec<Extension> {
     vec![
         (AUTHORITY_KEY, false, tagged(0x30, &tagged(0x80, &[7; 20]))),
@@ -128,6 +132,7 @@ fn each_rule_for_a_leaf_has_a_certificate_that_breaks_it() {
     check(&with(good_leaf(), (KEY_USAGE, true, BOTH.into())), Err(Flaw::KeyUsage));
     check(&with(good_leaf(), (KEY_USAGE, true, CRL_SIGN.into())), Err(Flaw::KeyUsage));
     check(&with(good_leaf(), (BASIC, true, CA.into())), Err(Flaw::BasicConstraints));
+    check(&with(good_leaf(), (BASIC, true, tagged(0x30, &[2, 1, 0]))), Err(Flaw::BasicConstraints));
     let twice = [good_leaf(), vec![good_leaf()[0].clone()]].concat();
     check(&twice, Err(Flaw::Extension));
     let unknown = (UNKNOWN, false, vec![5, 0]);
@@ -150,7 +155,11 @@ fn each_rule_for_an_authority_has_a_certificate_that_breaks_it() {
     check(&without(good_authority(), AUTHORITY_KEY), Err(Flaw::AuthorityKey));
     check(&with(good_authority(), (CONSTRAINTS, false, permitted("contoso.example"))), Err(Flaw::NameConstraints));
     check(&with(good_authority(), (CONSTRAINTS, true, permitted(".contoso.example"))), Err(Flaw::NameConstraints));
+    check(&with(good_authority(), (CONSTRAINTS, true, excluded(".contoso.example"))), Err(Flaw::NameConstraints));
+    check(&with(good_authority(), (CONSTRAINTS, true, excluded("fabrikam.example"))), Ok(()));
     check(&with(good_authority(), (CONSTRAINTS, true, vec![0x30, 0])), Err(Flaw::NameConstraints));
+    check(&with(good_authority(), (AUTHORITY_KEY, true, good_authority()[0].2.clone())), Err(Flaw::AuthorityKey));
+    check(&[good_authority(), vec![good_authority()[1].clone()]].concat(), Err(Flaw::Extension));
     check(
         &with(good_authority(), (POLICY_CONSTRAINTS, false, tagged(0x30, &[0x80, 1, 0]))),
         Err(Flaw::PolicyConstraints),
@@ -173,6 +182,7 @@ fn each_rule_for_a_root_has_a_certificate_that_breaks_it() {
     check(&without(good(), KEY_USAGE), Err(Flaw::KeyUsage));
     check(&with(good(), (KEY_USAGE, true, CRL_SIGN.into())), Err(Flaw::KeyUsage));
     check(&without(good(), SUBJECT_KEY), Err(Flaw::SubjectKey));
+    check(&with(good(), (SUBJECT_KEY, true, tagged(4, &[8; 20]))), Err(Flaw::SubjectKey));
     check(&with(good(), (CONSTRAINTS, false, permitted("contoso.example"))), Err(Flaw::NameConstraints));
 }
 
@@ -189,6 +199,16 @@ fn serial_numbers_are_positive_and_at_most_20_bytes_long() {
     let at = negative.windows(18).position(|bytes| bytes[..2] == [2, 16] && bytes[2..] == [0x40; 16]).unwrap();
     negative[at + 2] = 0xc0;
     assert_eq!(judged(a_server, &negative), Err(Flaw::Serial));
+}
+
+#[test]
+fn certificates_are_of_version_3() {
+    let key = KeyPair::generate().unwrap();
+    let mut der = made("somebody", &good_leaf(), &key, &[0x40; 16]).to_vec();
+    // The version counts from 0.
+    let at = der.windows(5).position(|bytes| bytes == [0xa0, 3, 2, 1, 2]).unwrap();
+    der[at + 4] = 1;
+    assert_eq!(judged(a_server, &der), Err(Flaw::Version));
 }
 
 #[test]
