@@ -6,5 +6,6 @@ mod bettertls;
 mod linted;
 mod made;
 mod own_ca;
+mod refused;
 mod tools;
 mod verified;

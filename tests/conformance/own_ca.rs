@@ -1,7 +1,7 @@
 //! Authorities of one's own as OpenSSL makes them: kinds of keys and their files, subjects, chains. What we sign under
 //! them is believed by OpenSSL and by us.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, process::Command};
 
 use entente::{
     pki::{
@@ -15,19 +15,24 @@ use entente::{
 
 use crate::{
     made::{holders, leaf, name, serial, terms, window},
-    tools::{Folder, openssl, verify},
+    tools::{Folder, openssl, run, said, verify},
 };
 
 /// How an authority differs from the plain one.
-struct Given {
+pub(crate) struct Given {
     /// The arguments that make the issuer's key `issuer.key`.
-    key: &'static [&'static str],
-    subject: &'static str,
+    pub(crate) key: &'static [&'static str],
+    pub(crate) subject: &'static str,
     /// Which string types OpenSSL uses.
-    strings: &'static str,
+    pub(crate) strings: &'static str,
     /// Authorities between the issuing one and the root.
-    between: usize,
-    extensions: &'static str,
+    pub(crate) between: usize,
+    /// Of the issuing certificate; of two for one extension OpenSSL takes the later one.
+    pub(crate) extensions: &'static str,
+    /// Of those between.
+    pub(crate) extensions_between: &'static str,
+    /// Of the root.
+    pub(crate) extensions_root: &'static str,
 }
 
 const P256: &[&str] = &["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out"];
@@ -46,7 +51,7 @@ const FITTING: &str =
 impl Default for Given {
     fn default() -> Self {
         let (subject, strings) = ("/O=Contoso/CN=Contoso issuer", "utf8only");
-        Self { key: P256, subject, strings, between: 0, extensions: "" }
+        Self { key: P256, subject, strings, between: 0, extensions: "", extensions_between: "", extensions_root: "" }
     }
 }
 
@@ -57,10 +62,10 @@ subjectKeyIdentifier=hash
 
 impl Given {
     /// Makes it; answers what a Secret would hold, and the lists of the authorities between.
-    fn make(&self, folder: &Folder) -> (Material, String) {
+    pub(crate) fn make(&self, folder: &Folder) -> (Material, String) {
         let request = format!("[req]\ndistinguished_name=dn\nstring_mask={}\nutf8=yes\n[dn]\n", self.strings);
         folder.file("req.cnf", &request);
-        folder.file("ca.cnf", "[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\ncrlnumber=crlnumber\ndefault_md=sha256\ndefault_crl_days=30\ncrl_extensions=crl\n[crl]\nauthorityKeyIdentifier=keyid\n");
+        folder.file("ca.cnf", "[ca]\ndefault_ca=own\n[own]\ndatabase=index.txt\ncrlnumber=crlnumber\ndefault_md=sha256\ndefault_crl_days=30\ncrl_extensions=crl\n[crl]\nauthorityKeyIdentifier=keyid,issuer\n");
         folder.file("index.txt", "");
         folder.file("crlnumber", "01");
         self.root(folder);
@@ -68,7 +73,7 @@ impl Given {
         let mut above = "root".to_owned();
         for name in &names {
             openssl(folder, &[P384, &[&format!("{name}.key")]].concat());
-            self.sign(folder, name, &above, &format!("/O=Contoso/OU=One/OU=Two/CN={name}"), "");
+            self.sign(folder, name, &above, &format!("/O=Contoso/OU=One/OU=Two/CN={name}"), self.extensions_between);
             above.clone_from(name);
         }
         openssl(folder, &[self.key, &["issuer.key"]].concat());
@@ -89,7 +94,7 @@ impl Given {
         openssl(folder, &[P256, &["root.key"]].concat());
         let root = "/DC=example/DC=contoso/CN=Contoso root";
         openssl(folder, &["req", "-new", "-config", "req.cnf", "-key", "root.key", "-subj", root, "-out", "root.csr"]);
-        folder.file("root.ext", ROOT);
+        folder.file("root.ext", &format!("{ROOT}{}\n", self.extensions_root));
         let own = ["x509", "-req", "-in", "root.csr", "-signkey", "root.key", "-days", "30", "-extfile", "root.ext"];
         openssl(folder, &[&own[..], &["-out", "root.pem"]].concat());
     }
@@ -99,14 +104,14 @@ impl Given {
         let [above_key, above_pem] = ["key", "pem"].map(|kind| format!("{above}.{kind}"));
         let request = ["req", "-new", "-config", "req.cnf", "-utf8", "-subj", distinguished];
         openssl(folder, &[&request[..], &["-key", &key, "-out", &csr]].concat());
-        folder.file(&extensions, &format!("{ROOT}authorityKeyIdentifier=keyid\n{more}\n"));
+        folder.file(&extensions, &format!("{ROOT}authorityKeyIdentifier=keyid,issuer\n{more}\n"));
         let sign = ["x509", "-req", "-days", "20", "-CAcreateserial", "-in", &csr, "-CA", &above_pem];
         let rest = ["-CAkey", &above_key, "-extfile", &extensions, "-out", &pem];
         openssl(folder, &[&sign[..], &rest[..]].concat());
     }
 }
 
-fn list_of(folder: &Folder, authority: &str) -> String {
+pub(crate) fn list_of(folder: &Folder, authority: &str) -> String {
     let [key, pem, crl] = ["key", "pem", "crl"].map(|kind| format!("{authority}.{kind}"));
     openssl(folder, &["ca", "-config", "ca.cnf", "-gencrl", "-cert", &pem, "-keyfile", &key, "-out", &crl]);
     folder.read(&crl)
@@ -115,8 +120,12 @@ fn list_of(folder: &Folder, authority: &str) -> String {
 fn believed(what: &str, given: &Given) {
     let folder = Folder::new();
     let (material, lists_between) = given.make(&folder);
+    believed_of(what, &folder, &material, &lists_between);
+}
+
+fn believed_of(what: &str, folder: &Folder, material: &Material, lists_between: &str) {
     let now = telemetry::now();
-    let authority = Authority::load(&material, now).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let authority = Authority::load(material, now).unwrap_or_else(|error| panic!("{what}: {error}"));
     let permitted: BTreeSet<_> = terms().permitted.into_iter().collect();
     authority.prove(&name("contoso.example"), &permitted, now).unwrap_or_else(|error| panic!("{what}: {error}"));
     let mut register = Register::create(material.clone(), window(now), now).unwrap();
@@ -129,7 +138,7 @@ fn believed(what: &str, given: &Given) {
             assert!(found.is_ok(), "{what}, {holder}, {role:?}: {found:?}");
         }
         let lists = format!("{}{lists_between}", register.crl_pem());
-        let said = verify(&folder, &chain[0], &chain[1..], &material.root_certificate, &lists);
+        let said = verify(folder, &chain[0], &chain[1..], &material.root_certificate, &lists);
         assert_eq!(said, Ok(()), "{what}, {holder}");
     }
     let taken = serial();
@@ -138,7 +147,7 @@ fn believed(what: &str, given: &Given) {
     let listed = Listed::from([(authority.key_id().to_owned(), BTreeSet::from([entry]))]);
     register.publish(&listed, window(now), now).unwrap();
     let lists = format!("{}{lists_between}", register.crl_pem());
-    let said = verify(&folder, &revoked[0], &revoked[1..], &material.root_certificate, &lists).unwrap_err();
+    let said = verify(folder, &revoked[0], &revoked[1..], &material.root_certificate, &lists).unwrap_err();
     assert!(said.contains("certificate revoked"), "{what}: {said}");
 }
 
@@ -179,6 +188,8 @@ fn subjects_of_every_form_stand_in_leaves_as_their_owner_wrote_them() {
 #[test]
 fn chains_and_constraints_that_fit_are_no_hindrance() {
     let plain = Given::default;
+    let path_length = "basicConstraints=critical,CA:TRUE,pathlen:0";
+    believed("path length 0", &Given { extensions: path_length, ..plain() });
     believed("one between", &Given { between: 1, ..plain() });
     believed("two between", &Given { between: 2, ..plain() });
     believed("fitting constraints", &Given { extensions: FITTING, ..plain() });
@@ -188,4 +199,21 @@ fn chains_and_constraints_that_fit_are_no_hindrance() {
     );
     believed("purposes that fit", &Given { extensions: "extendedKeyUsage=serverAuth,clientAuth", ..plain() });
     believed("any policy", &Given { extensions: "certificatePolicies=2.5.29.32.0", ..plain() });
+}
+
+#[test]
+fn what_the_example_makes_signs_what_everybody_believes() {
+    let folder = Folder::new();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/bring-your-own-ca/make-ca.sh");
+    let output = run(Command::new("bash").arg(script).arg(folder.path()));
+    assert!(output.status.success(), "{}", said(&output));
+    let material = Material {
+        root_certificate: folder.read("root.crt"),
+        root_key: None,
+        between: vec![],
+        issuer_certificate: folder.read("issuer.crt"),
+        issuer_key: folder.read("issuer.key"),
+        root_crl: Some(folder.read("root.crl")),
+    };
+    believed_of("the example", &folder, &material, "");
 }
