@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
-    Method, Request, StatusCode,
+    HeaderMap, Method, Request, StatusCode,
     client::conn::http1::{self, SendRequest},
-    header::{AUTHORIZATION, CONTENT_TYPE, HOST},
+    header::{AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER},
 };
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
@@ -25,6 +25,8 @@ use crate::brief::Denied;
 
 /// Deadline of connecting and of the TLS handshake, each: short, since the next attempt may meet another replica.
 const CONNECT: Duration = Duration::from_secs(2);
+/// A controller that is asked by too many says when there will be room, but nobody waits longer than this.
+const LATEST: Duration = Duration::from_secs(60);
 
 /// Where the control plane is, and how it is recognised.
 #[derive(Clone, Debug)]
@@ -62,6 +64,8 @@ pub(super) enum ChannelError {
         code: String,
         /// What to do about it.
         message: String,
+        /// When to ask again, where the controller says so.
+        after: Option<Duration>,
     },
     /// Too large, or not what the contract says.
     #[error("the control plane's answer is not what this version reads: {0}")]
@@ -72,6 +76,14 @@ impl ChannelError {
     /// Whether the controller did not accept our certificate (or token).
     pub(super) fn is_unauthorised(&self) -> bool {
         matches!(self, Self::Denied { status: StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, .. })
+    }
+
+    /// When to ask again, where the controller says so.
+    pub(super) const fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Denied { after, .. } => *after,
+            _ => None,
+        }
     }
 }
 
@@ -115,17 +127,21 @@ impl Channel {
     ) -> Result<A, ChannelError> {
         let body = serde_json::to_vec(message).map_err(|error| ChannelError::Unreadable(error.to_string()))?;
         let exchange = self.exchange(call, body.into());
-        let (status, body) = timeout(call.deadline, exchange).await.map_err(|_| ChannelError::Silent)??;
+        let (status, after, body) = timeout(call.deadline, exchange).await.map_err(|_| ChannelError::Silent)??;
         if status != StatusCode::OK {
             let denied = serde_json::from_slice(&body)
                 .unwrap_or_else(|_| Denied { code: status.to_string(), message: String::new() });
             let clip = |text: String| text.chars().take(300).collect();
-            return Err(ChannelError::Denied { status, code: clip(denied.code), message: clip(denied.message) });
+            return Err(ChannelError::Denied { status, code: clip(denied.code), message: clip(denied.message), after });
         }
         serde_json::from_slice(&body).map_err(|error| ChannelError::Unreadable(error.to_string()))
     }
 
-    async fn exchange(&mut self, call: &Call<'_>, body: Bytes) -> Result<(StatusCode, Bytes), ChannelError> {
+    async fn exchange(
+        &mut self,
+        call: &Call<'_>,
+        body: Bytes,
+    ) -> Result<(StatusCode, Option<Duration>, Bytes), ChannelError> {
         // While an exchange is under way the connection is out of its place, so a cancelled one is never used again.
         let mut connection = match self.kept().await {
             Some(kept) => kept,
@@ -142,10 +158,11 @@ impl Channel {
         let request = request.body(Full::new(body)).map_err(|error| ChannelError::Unreadable(error.to_string()))?;
         let response = connection.send_request(request).await?;
         let status = response.status();
+        let after = after(response.headers());
         let body = Limited::new(response.into_body(), call.at_most);
         let body = body.collect().await.map_err(|error| ChannelError::Unreadable(error.to_string()))?.to_bytes();
         self.open = Some(connection);
-        Ok((status, body))
+        Ok((status, after, body))
     }
 
     /// The kept connection, unless the other side has closed it meanwhile.
@@ -167,5 +184,28 @@ impl Channel {
             let _ = connection.await;
         });
         Ok(sender)
+    }
+}
+
+/// When to ask again, where the answer says so in seconds (RFC 9110 §10.2.3).
+fn after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LATEST))
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn a_controller_says_when_there_is_room_and_nobody_waits_longer_than_a_minute() {
+        let cases = [("7", Some(7)), ("0", Some(0)), ("99999", Some(60)), ("soon", None), ("-1", None)];
+        for (said, expected) in cases {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(said))]);
+            assert_eq!(after(&headers), expected.map(Duration::from_secs), "{said}");
+        }
+        assert_eq!(after(&HeaderMap::new()), None);
     }
 }

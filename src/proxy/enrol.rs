@@ -43,6 +43,15 @@ enum EnrolError {
     Channel(#[from] ChannelError),
 }
 
+impl EnrolError {
+    const fn after(&self) -> Option<Duration> {
+        match self {
+            Self::Channel(error) => error.after(),
+            Self::Token { .. } | Self::TooLarge | Self::Credential(_) => None,
+        }
+    }
+}
+
 /// Why a certificate is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
@@ -92,7 +101,13 @@ pub(super) async fn run(shared: Arc<Shared>, control: Control, token_file: PathB
             }
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, attempt, "certificate not obtained");
-                pause(&shared, attempt).await;
+                match error.after() {
+                    // There will be room then, and not sooner. Those who hear the same second spread over it.
+                    Some(after) => {
+                        tokio::time::sleep(after + Duration::from_secs(1).mul_f64(telemetry::jitter())).await;
+                    }
+                    None => pause(&shared, attempt).await,
+                }
                 attempt = attempt.saturating_add(1);
             }
         }
