@@ -32,7 +32,7 @@ use crate::{
     },
     plan::secrets::{FINGERPRINT_ANNOTATION, SERIAL_ANNOTATION, SecretSeen},
     telemetry,
-    topology::{Domain, Server},
+    topology::{Domain, Server, ServerKey},
 };
 
 /// A Secret is looked at again after this time, in seconds: somebody may have removed it.
@@ -44,7 +44,7 @@ const CERTIFICATE: &str = "certificate";
 
 /// What was last seen of the Secrets, and when.
 #[derive(Debug, Default)]
-pub(super) struct Secrets(BTreeMap<crate::topology::ServerKey, (String, Timestamp, SecretSeen)>);
+pub(super) struct Secrets(BTreeMap<ServerKey, (String, Timestamp, SecretSeen)>);
 
 impl Secrets {
     /// Looks at those that were not looked at lately.
@@ -53,7 +53,7 @@ impl Secrets {
         client: &Client,
         servers: impl Iterator<Item = &'a Server>,
         now: Timestamp,
-    ) -> BTreeMap<crate::topology::ServerKey, SecretSeen> {
+    ) -> BTreeMap<ServerKey, SecretSeen> {
         let asked: Vec<_> = servers.filter_map(|server| Some((&server.key, server.secret_name.clone()?))).collect();
         self.0.retain(|key, (name, _, _)| asked.iter().any(|(asked, wanted)| *asked == key && wanted == name));
         let stale = |at: Timestamp| now.as_second() - at.as_second() >= LOOK_SECONDS || at > now;
@@ -68,7 +68,7 @@ impl Secrets {
     }
 
     /// What was written is looked at anew.
-    pub(super) fn forget(&mut self, key: &crate::topology::ServerKey) {
+    pub(super) fn forget(&mut self, key: &ServerKey) {
         self.0.remove(key);
     }
 }

@@ -57,20 +57,24 @@ fn carries(world: &World, namespace: &str, data: &BTreeMap<String, String>) -> b
     held.is_some_and(|held| data.iter().all(|(key, value)| held.get(key) == Some(value)))
 }
 
+/// Namespaces of `domain` whose bundle does not hold `data`.
+fn without<'a>(domain: &'a Domain, world: &World, data: &BTreeMap<String, String>) -> Vec<&'a str> {
+    domain.namespaces.iter().filter(|namespace| !carries(world, namespace, data)).map(String::as_str).collect()
+}
+
 /// Namespaces of `domain` whose bundle is not what it should be.
 pub fn unbundled<'a>(domain: &'a Domain, world: &World) -> Vec<&'a str> {
-    let Some(facts) = usable(world, &domain.name) else { return vec![] };
-    let data = data(domain, facts);
-    domain.namespaces.iter().filter(|namespace| !carries(world, namespace, &data)).map(String::as_str).collect()
+    usable(world, &domain.name).map(|facts| without(domain, world, &data(domain, facts))).unwrap_or_default()
 }
 
 pub(super) fn write(domain: &Domain, world: &World, plan: &mut Plan) {
     let Some(facts) = usable(world, &domain.name) else { return };
-    for namespace in unbundled(domain, world) {
+    let data = data(domain, facts);
+    for namespace in without(domain, world, &data) {
         plan.steps.push(Step::WriteBundle {
             namespace: namespace.to_owned(),
             domain: domain.name.clone(),
-            data: data(domain, facts),
+            data: data.clone(),
         });
     }
 }

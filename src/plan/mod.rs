@@ -184,9 +184,7 @@ pub fn plan(topology: &Topology, problems: &[(Key, Problem)], world: &World, now
     }
     holds(topology, world, &taken, &mut plan);
     leftovers(topology, world, now, &mut plan);
-    if world.ledgers.values().any(|seen| seen.ledger.is_some()) {
-        plan.wake_for_gone(world);
-    }
+    plan.wake_for_gone(world);
     conditions::all(topology, problems, world, &surveys, &taken, now, &mut plan);
     plan
 }
@@ -196,7 +194,7 @@ const FINALIZER: &str = "entente.dev/withdrawal";
 
 fn holds(topology: &Topology, world: &World, taken: &BTreeMap<String, Withdrawals>, plan: &mut Plan) {
     for object in &world.declared.servers {
-        let key = conditions::key_of(object);
+        let key = ServerKey::of(object);
         let meta = &object.metadata;
         let mut finalizers = meta.finalizers.clone().unwrap_or_default();
         let held = finalizers.iter().any(|name| name == FINALIZER);
@@ -261,7 +259,7 @@ fn leftovers(topology: &Topology, world: &World, now: Timestamp, plan: &mut Plan
             plan.steps.push(Step::DeleteBundle { namespace: namespace.clone() });
         }
     }
-    let declared: BTreeSet<ServerKey> = world.declared.servers.iter().map(conditions::key_of).collect();
+    let declared: BTreeSet<ServerKey> = world.declared.servers.iter().map(ServerKey::of).collect();
     for (name, ledger) in &world.ledgers {
         if declared.contains(&ledger.server) {
             continue;

@@ -2,8 +2,8 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{Coming, Step, World, conditions::key_of};
-use crate::topology::{Key, Topology};
+use super::{Coming, Step, World};
+use crate::topology::{Key, ServerKey, Topology};
 
 /// One Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct News {
 pub fn news(step: &Step, world: &World, topology: &Topology) -> Vec<News> {
     match step {
         Step::ServerStatus { key, status, .. } => {
-            let old = world.declared.servers.iter().find(|one| key_of(one) == *key);
+            let old = world.declared.servers.iter().find(|one| ServerKey::of(one) == *key);
             let old = old.and_then(|object| object.status.as_ref()).map(|status| status.conditions.as_slice());
             let bare = appeared(old, &status.conditions, "ProxiesInjected", "PodsWithoutProxy");
             let about = Key::Server(key.clone());

@@ -159,7 +159,7 @@ impl Context<'_> {
     fn left(&self, key: &ServerKey) -> bool {
         let label = self.world.declared.namespaces.get(&key.namespace).and_then(Option::as_deref);
         let here = |object: &&crate::api::TrustedServer| {
-            super::conditions::key_of(object) == *key && object.metadata.deletion_timestamp.is_none()
+            ServerKey::of(object) == *key && object.metadata.deletion_timestamp.is_none()
         };
         let unreadable = self.world.unreadable.iter().any(|(owner, _)| *owner == Key::Server(key.clone()));
         let declared = unreadable || self.world.declared.servers.iter().any(|object| here(&object));

@@ -47,6 +47,16 @@ pub struct ServerKey {
     pub name: String,
 }
 
+impl ServerKey {
+    /// The key of an object.
+    pub(crate) fn of(object: &TrustedServer) -> Self {
+        Self {
+            namespace: object.metadata.namespace.clone().unwrap_or_default(),
+            name: object.metadata.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
 impl fmt::Display for ServerKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)

@@ -105,7 +105,7 @@ fn servers<'a>(declared: &'a Declared, topology: &mut Topology, problems: &mut P
     sorted.sort_by_key(|server| seniority(server));
     let mut claimed = BTreeMap::<DnsName, ServerKey>::new();
     sorted.retain(|object| {
-        let key = key_of(object);
+        let key = ServerKey::of(object);
         let mut own = vec![];
         let resolved = server(object, &key, declared, topology, &mut claimed, &mut own);
         let kept = match resolved {
@@ -329,7 +329,7 @@ fn service_ports(
 
 /// The parts that name other objects.
 fn peers_and_egress(declared: &Declared, object: &TrustedServer, topology: &mut Topology, problems: &mut Problems) {
-    let key = key_of(object);
+    let key = ServerKey::of(object);
     let Some(server) = topology.servers.get(&key) else { return };
     let mut allowed = BTreeMap::new();
     for port in &object.spec.ports {
@@ -393,7 +393,7 @@ fn digests(declared: &Declared, topology: &mut Topology) {
     let Topology { domains, servers, .. } = topology;
     let generation = |object: &TrustedServer| object.metadata.generation.unwrap_or_default();
     let generations: BTreeMap<ServerKey, i64> =
-        declared.servers.iter().map(|object| (key_of(object), generation(object))).collect();
+        declared.servers.iter().map(|object| (ServerKey::of(object), generation(object))).collect();
     for domain in domains.values_mut() {
         let mut hash = Sha256::new();
         let object = declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(&domain.name));
@@ -406,13 +406,6 @@ fn digests(declared: &Declared, topology: &mut Topology) {
             hash.update(format!("TrustedServer {} {generation}\n", server.uid));
         }
         domain.digest = pki::hex(&hash.finalize());
-    }
-}
-
-fn key_of(object: &TrustedServer) -> ServerKey {
-    ServerKey {
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        name: object.metadata.name.clone().unwrap_or_default(),
     }
 }
 

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::{Plan, Step, World, survey::Survey, withdrawals::Withdrawals};
 use crate::{
-    api::{ProxyCounts, TrustedServer, conditions::State},
+    api::{ProxyCounts, conditions::State},
     topology::{Key, Problem, ServerKey, Topology},
 };
 
@@ -38,7 +38,7 @@ pub(super) fn all(
     let seen = Seen { topology, world, surveys, taken, now };
     let mut counts = BTreeMap::<String, ProxyCounts>::new();
     for object in &world.declared.servers {
-        let key = key_of(object);
+        let key = ServerKey::of(object);
         let own = problems_of(problems, &Key::Server(key.clone()));
         let status = server::status(&seen, object, &own);
         if let Some(server) = topology.server(&key) {
@@ -65,13 +65,6 @@ pub(super) fn all(
 pub(super) fn active_key<'a>(world: &'a World, domain: &str) -> Option<&'a str> {
     let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(domain))?;
     object.status.as_ref()?.active_key_id.as_deref()
-}
-
-pub(super) fn key_of(object: &TrustedServer) -> ServerKey {
-    ServerKey {
-        namespace: object.metadata.namespace.clone().unwrap_or_default(),
-        name: object.metadata.name.clone().unwrap_or_default(),
-    }
 }
 
 fn problems_of<'a>(problems: &'a [(Key, Problem)], key: &Key) -> Vec<&'a Problem> {

@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use super::{Seen, count, first_visit, key_of, named};
+use super::{Seen, count, first_visit, named};
 use crate::{
     api::{
         CertificateCounts, ProxyCounts, RevocationCounts, TrustedServer, TrustedServerStatus,
@@ -17,7 +17,7 @@ use crate::{
         usable,
         withdrawals::{Taken, may_meet},
     },
-    topology::{Problem, Server, Topology},
+    topology::{Problem, Server, ServerKey, Topology},
 };
 
 const KINDS: [&str; 6] =
@@ -27,7 +27,7 @@ pub(super) fn status(seen: &Seen<'_>, object: &TrustedServer, problems: &[&Probl
     let Seen { topology, world, surveys, taken, now } = *seen;
     let old = object.status.clone().unwrap_or_default();
     let generation = object.metadata.generation;
-    let key = key_of(object);
+    let key = ServerKey::of(object);
     let server = topology.server(&key);
     let nothing = Pods::default();
     let pods = surveys.get(&key).unwrap_or(&nothing);
