@@ -18,7 +18,11 @@ use kube::{
 
 use crate::{
     api::{TrustDomain, TrustedServer},
-    plan::audit::{GRACE_SECONDS, InUse, Kept, Observed, Report, audit},
+    pki::crl,
+    plan::{
+        audit::{GRACE_SECONDS, InUse, Kept, Observed, Report, audit},
+        bundles,
+    },
     sidecar, telemetry,
 };
 
@@ -36,8 +40,8 @@ the ledger is checked.
 
 Exit codes: 0 everything is explained, 1 there are findings, 2 could not find out.
 
-Needs the rights to list trustdomains, trustedservers and pods everywhere, and in the operator's namespace to list
-configmaps and to get pods/proxy.";
+Needs the rights to list trustdomains, trustedservers, pods and configmaps entente-trust-bundle everywhere, and in the
+operator's namespace to list configmaps and to get pods/proxy.";
 
 /// Where to look, and how to answer.
 #[derive(Debug, Args)]
@@ -129,6 +133,7 @@ async fn observe(client: &Client, namespace: &str, port: u16) -> Result<Observed
     let domains = Api::<TrustDomain>::all(client.clone());
     let domains = within(domains.list(&ListParams::default())).await.context("could not list trust domains")?;
     let trust_domains = domains.items.iter().map(|domain| domain.spec.spiffe_trust_domain.clone()).collect();
+    let listed = listed(client, &domains.items).await?;
     let authorities =
         domains.items.into_iter().filter_map(|domain| domain.status).flat_map(|status| status.authorities);
     Ok(Observed {
@@ -138,7 +143,29 @@ async fn observe(client: &Client, namespace: &str, port: u16) -> Result<Observed
         servers: servers.items.into_iter().map(named).collect::<BTreeMap<_, _>>(),
         issuers: authorities.map(|one| one.key_id).collect::<BTreeSet<_>>(),
         trust_domains,
+        listed,
     })
+}
+
+/// What the published lists of each trust domain hold, from one of its bundles: all are the same, which the condition
+/// `BundleDistributed` holds.
+async fn listed(client: &Client, domains: &[TrustDomain]) -> Result<BTreeMap<String, BTreeSet<String>>> {
+    let named = ListParams::default().fields(&format!("metadata.name={}", bundles::NAME));
+    let maps = Api::<ConfigMap>::all(client.clone());
+    let bundles = within(maps.list_metadata(&named)).await.context("could not list the trust bundles")?;
+    let mut listed = BTreeMap::new();
+    for domain in domains {
+        let name = domain.metadata.name.as_ref();
+        let of = |map: &&PartialObjectMeta<ConfigMap>| map.labels().get(sidecar::DOMAIN_LABEL) == name;
+        let Some(namespace) = bundles.items.iter().find(of).and_then(ResourceExt::namespace) else { continue };
+        let map = Api::<ConfigMap>::namespaced(client.clone(), &namespace);
+        let map = within(map.get(bundles::NAME))
+            .await
+            .with_context(|| format!("could not read the bundle in {namespace}"))?;
+        let lists = map.data.unwrap_or_default().remove("crl.pem").unwrap_or_default();
+        listed.extend(crl::listed(&lists).map(|listed| (domain.spec.spiffe_trust_domain.clone(), listed)));
+    }
+    Ok(listed)
 }
 
 /// What the sidecars showed to the replicas. One replica that does not answer leaves the question open.
@@ -182,6 +209,9 @@ mod tests {
     const SERIAL: &str = "40000000000000000000000000000001";
     const PODS: &str = "/api/v1/pods";
     const REPLICAS: &str = "/api/v1/namespaces/entente-system/pods";
+    const BUNDLES: &str = "/api/v1/configmaps";
+    const BUNDLE: &str = "/api/v1/namespaces/sip/configmaps/entente-trust-bundle";
+    const ID: &str = "spiffe://contoso.example/ns/sip/server/front-end";
     const SHOWN: &str = "/api/v1/namespaces/entente-system/pods/entente-0:8080/proxy/proxies";
 
     fn list(items: &Value) -> Value {
@@ -192,6 +222,11 @@ mod tests {
         json!({"metadata": {"namespace": namespace, "name": name, "uid": uid}})
     }
 
+    /// What pod-1 shows.
+    fn shown(serial: &str) -> Value {
+        json!([{"podUid": "pod-1", "id": ID, "serial": serial, "notAfter": "2099-01-01T00:00:00Z"}])
+    }
+
     /// What an API server answers, by path.
     fn cluster() -> BTreeMap<&'static str, Value> {
         let now = telemetry::now().as_second();
@@ -199,7 +234,7 @@ mod tests {
         let ledger = json!({
             "metadata": {"name": "entente-ledger-1", "annotations": {"entente.dev/server": "sip/front-end"}},
             "data": {"format": "2", "sequence": "1", "records": record, "serverUID": "server-1",
-                "identity": "spiffe://contoso.example/ns/sip/server/front-end"},
+                "identity": ID},
         });
         let authority = json!({"keyID": "aa", "sha256": "bb", "state": "Active",
             "notBefore": "2026-01-01T00:00:00Z", "notAfter": "2036-01-01T00:00:00Z"});
@@ -208,13 +243,19 @@ mod tests {
             "spec": {"spiffeTrustDomain": "contoso.example", "dnsSuffixes": ["contoso.example"]},
             "status": {"authorities": [authority]},
         });
+        let bundle = json!({
+            "metadata": {"namespace": "sip", "name": bundles::NAME, "labels": {"entente.dev/trust-domain": "contoso"}},
+            "data": {"crl.pem": ""},
+        });
         [
             (REPLICAS, list(&json!([object("entente-system", "entente-0", "controller")]))),
-            (SHOWN, json!([{"podUid": "pod-1", "serial": SERIAL, "notAfter": "2099-01-01T00:00:00Z"}])),
+            (SHOWN, shown(SERIAL)),
             ("/api/v1/namespaces/entente-system/configmaps", list(&json!([ledger]))),
             (PODS, list(&json!([object("sip", "front-end-0", "pod-1")]))),
             ("/apis/entente.dev/v1alpha1/trustedservers", list(&json!([object("sip", "front-end", "server-1")]))),
             ("/apis/entente.dev/v1alpha1/trustdomains", list(&json!([domain]))),
+            (BUNDLES, list(&json!([bundle]))),
+            (BUNDLE, bundle),
         ]
         .into()
     }
@@ -243,9 +284,21 @@ mod tests {
     async fn a_sound_cluster_has_no_findings_and_another_has() {
         assert_eq!(codes(cluster()).await.unwrap(), Vec::<&str>::new());
         let mut other = cluster();
-        other.insert(SHOWN, json!([{"podUid": "pod-1", "serial": "66", "notAfter": "2099-01-01T00:00:00Z"}]));
+        other.insert(SHOWN, shown("66"));
         other.insert(PODS, list(&json!([])));
         assert_eq!(codes(other).await.unwrap(), ["NotRecorded", "PodGone"]);
+    }
+
+    #[tokio::test]
+    async fn a_certificate_that_was_taken_back_must_be_on_the_published_list() {
+        let mut revoked = cluster();
+        let now = telemetry::now().as_second();
+        let old = now - 2 * GRACE_SECONDS;
+        let (ledgers, serial) = ("/api/v1/namespaces/entente-system/configmaps", SERIAL.replace("01", "02"));
+        let record = format!("{serial} pod-0 key aa {old} {} {old} revoked@{old}:podGone\n", now + 3_600);
+        revoked.get_mut(ledgers).unwrap()["items"][0]["data"]["records"] = record.into();
+        revoked.insert(SHOWN, json!([]));
+        assert_eq!(codes(revoked).await.unwrap(), ["NotListed"]);
     }
 
     #[tokio::test]

@@ -22,7 +22,7 @@ use tracing::info;
 
 use super::{
     audit::{Audit, Line},
-    stores::{AUTHORITY, BUNDLE, PART, read_register},
+    stores::{AUTHORITY, PART, read_register},
 };
 use crate::{
     api::{TrustDomain, TrustedServer},
@@ -34,7 +34,7 @@ use crate::{
         rotation::Move,
     },
     plan::{
-        Step, World,
+        Step, World, bundles,
         register::{self, Fresh},
     },
     telemetry,
@@ -114,7 +114,7 @@ pub(super) async fn apply(client: &Client, namespace: &str, audit: &Audit, step:
         Step::WriteBundle { namespace, domain, data } => write_bundle(client, namespace, domain, data).await?,
         Step::DeleteBundle { namespace } => {
             let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
-            within(api.delete(BUNDLE, &DeleteParams::default())).await?;
+            within(api.delete(bundles::NAME, &DeleteParams::default())).await?;
             info!(namespace, "the trust bundle is removed: the namespace left");
         }
         Step::DeleteLedger { name } => {
@@ -277,13 +277,13 @@ async fn write_bundle(
 ) -> Result<(), ApplyError> {
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "data": data,
-        "metadata": {"name": BUNDLE, "namespace": namespace, "labels": {
+        "metadata": {"name": bundles::NAME, "namespace": namespace, "labels": {
             PART: "bundle", "app.kubernetes.io/managed-by": "entente", crate::sidecar::DOMAIN_LABEL: domain,
         }},
     });
     let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
     let manager = PatchParams::apply("entente/topology").force();
-    within(api.patch(BUNDLE, &manager, &Patch::Apply(map))).await?;
+    within(api.patch(bundles::NAME, &manager, &Patch::Apply(map))).await?;
     info!(namespace, domain, "the trust bundle is written");
     Ok(())
 }

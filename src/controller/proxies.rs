@@ -36,7 +36,8 @@ pub(super) struct Row {
     last: i64,
     leaf_not_before: i64,
     leaf_not_after: i64,
-    /// Serial of its certificate, hex.
+    /// Identity in its certificate, and the certificate's serial, hex.
+    id: String,
     serial: String,
     /// Open connections that it cut because of a withdrawal, by who lost them; bounded.
     cut: BTreeMap<SpiffeId, u64>,
@@ -73,6 +74,7 @@ impl Proxies {
             row.last = now.as_second();
             row.leaf_not_before = identity.not_before.as_second();
             row.leaf_not_after = identity.not_after.as_second();
+            row.id = identity.id.to_string();
             row.serial = pki::hex(&identity.serial);
             before != (row.cursor.clone(), row.leaf_not_after, true)
         };
@@ -107,7 +109,7 @@ impl Proxies {
         let polls = own.iter().filter(|(_, row)| row.held > 0 || now.as_second() - row.last < BETWEEN_POLLS);
         let shown = polls.filter_map(|(uid, row)| {
             let not_after = Timestamp::from_second(row.leaf_not_after).ok().filter(|_| !row.serial.is_empty())?;
-            Some(InUse { pod_uid: uid.clone(), serial: row.serial.clone(), not_after })
+            Some(InUse { pod_uid: uid.clone(), id: row.id.clone(), serial: row.serial.clone(), not_after })
         });
         shown.take(MAX_IN_USE).collect()
     }
@@ -159,7 +161,7 @@ impl Proxies {
 }
 
 fn seen(row: Row, now: Timestamp) -> ProxySeen {
-    let Row { cursor, held, last, leaf_not_before, leaf_not_after, serial, cut } = row;
+    let Row { cursor, held, last, leaf_not_before, leaf_not_after, id: _, serial, cut } = row;
     ProxySeen {
         serial,
         cursor,
@@ -215,6 +217,6 @@ mod tests {
         assert_eq!(serials(later(60)), ["4002"]);
         let text = serde_json::to_value(proxies.in_use(now)).unwrap();
         let fields: Vec<_> = text[0].as_object().unwrap().keys().cloned().collect();
-        assert_eq!(fields, ["notAfter", "podUid", "serial"]);
+        assert_eq!(fields, ["id", "notAfter", "podUid", "serial"]);
     }
 }

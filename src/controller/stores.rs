@@ -18,7 +18,7 @@ use crate::{
         ledger::Ledger,
         register::{Loaded, Register},
     },
-    plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, World},
+    plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, World, bundles},
     sidecar,
     topology::{
         Declared, Key, ServerKey,
@@ -32,8 +32,6 @@ pub(super) const PART: &str = "entente.dev/part";
 pub(super) const AUTHORITY: &str = "entente-authority-";
 /// Prefix of a ledger.
 pub(super) const LEDGER: &str = "entente-ledger-";
-/// Name of the public bundle.
-pub(super) const BUNDLE: &str = "entente-trust-bundle";
 /// Name of the ConfigMap that asks for a first domain.
 const FIRST_DOMAIN: &str = "entente-first-domain";
 
@@ -85,7 +83,7 @@ impl Stores {
         let registers = keep(tasks, own_secrets(), config, raise, |secret| Some(read_register(&secret)));
         let (config, raise) = kept(all().fields("type=kubernetes.io/tls"));
         let supplied = keep(tasks, own_secrets(), config, raise, |secret| supplied(&secret).map(Arc::new));
-        let (config, raise) = kept(named(BUNDLE));
+        let (config, raise) = kept(named(bundles::NAME));
         let bundles =
             keep(tasks, Api::<ConfigMap>::all(client.clone()), config, raise, |map| Some(map.data.unwrap_or_default()));
         let (config, raise) = kept(all().labels(&format!("{PART}=ledger")));

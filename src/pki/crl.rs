@@ -1,12 +1,14 @@
 //! Certificate revocation lists (RFC 5280 §5): full ones, one for each signing key, numbers strictly increasing.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use rcgen::{CertificateRevocationListParams, KeyIdMethod, RevocationReason, RevokedCertParams, SerialNumber};
 use rustls_pki_types::{CertificateRevocationListDer, pem::PemObject};
 use serde::{Deserialize, Serialize};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer, revocation_list::CertificateRevocationList};
 
-use super::{authority::Serial, bundle, offset, shift, signer::Signer};
+use super::{authority::Serial, bundle, hex, offset, shift, signer::Signer};
 
 /// Entries that the published lists of a domain hold, in all: 49 bytes each, 66 in PEM, in objects of 1 MiB at most.
 pub const MAX_ENTRIES: usize = 14_000;
@@ -108,6 +110,17 @@ pub(super) fn is_of(pem: &str, issuer: &X509Certificate<'_>) -> bool {
     list.issuer().as_raw() == issuer.subject().as_raw()
         && list.extensions().iter().all(|extension| !extension.critical)
         && list.verify_signature(issuer.public_key()).is_ok()
+}
+
+/// The serials on all lists of a `crl.pem`, hex; `None` = it cannot be read, or is full and may leave some out.
+pub fn listed(pem: &str) -> Option<BTreeSet<String>> {
+    let mut serials = BTreeSet::new();
+    for list in CertificateRevocationListDer::pem_slice_iter(pem.as_bytes()) {
+        let list = list.ok()?;
+        let (_, list) = CertificateRevocationList::from_der(list.as_ref()).ok()?;
+        serials.extend(list.iter_revoked_certificates().map(|entry| hex(entry.raw_serial())));
+    }
+    (serials.len() < MAX_ENTRIES).then_some(serials)
 }
 
 pub(super) fn sign(signer: &Signer, revoked: &[Revoked], window: Window) -> Result<String, rcgen::Error> {

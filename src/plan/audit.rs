@@ -10,8 +10,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::pki::{
     crl::Reason,
-    ledger::{Holder, Ledger, Record},
+    ledger::{Holder, Ledger, Owner, Record},
 };
+
+mod finding;
+
+pub use finding::Finding;
 
 /// A pod's entry may be so old before its pod must be there, and a sidecar so late in leaving a certificate that was
 /// taken back, in seconds. What was seen once is a finding only if it is still so after this time.
@@ -23,6 +27,8 @@ pub const GRACE_SECONDS: i64 = 180;
 pub struct InUse {
     /// UID of its pod.
     pub pod_uid: String,
+    /// The identity in it.
+    pub id: String,
     /// Its serial, hex.
     pub serial: String,
     /// End of its validity.
@@ -55,147 +61,8 @@ pub struct Observed {
     pub issuers: BTreeSet<String>,
     /// The SPIFFE trust domains that are declared.
     pub trust_domains: BTreeSet<String>,
-}
-
-/// Something that is not explained.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(tag = "code", rename_all_fields = "camelCase")]
-pub enum Finding {
-    /// A certificate in use is in no ledger.
-    NotRecorded {
-        /// Its sidecar's pod.
-        pod_uid: String,
-        /// Its serial.
-        serial: String,
-    },
-    /// A sidecar uses a certificate that was taken back.
-    RevokedInUse {
-        /// The sidecar's pod.
-        pod_uid: String,
-        /// Its serial.
-        serial: String,
-        /// The ledger that says so.
-        ledger: String,
-    },
-    /// One serial stands in the ledgers more than once.
-    SerialTwice {
-        /// Which.
-        serial: String,
-        /// The ledgers that name it.
-        ledgers: Vec<String>,
-    },
-    /// No authority has the key that signed a certificate.
-    UnknownIssuer {
-        /// The ledger.
-        ledger: String,
-        /// Whose it is.
-        server: String,
-        /// The certificate.
-        serial: String,
-        /// The key.
-        issuer: String,
-    },
-    /// A certificate is valid whose server is not declared.
-    ServerNotDeclared {
-        /// The ledger.
-        ledger: String,
-        /// Whose it was.
-        server: String,
-        /// The certificate.
-        serial: String,
-    },
-    /// A certificate is valid whose pod is not there.
-    PodGone {
-        /// The ledger.
-        ledger: String,
-        /// Whose it is.
-        server: String,
-        /// The pod.
-        pod_uid: String,
-        /// The certificate.
-        serial: String,
-    },
-    /// A ledger cannot be read.
-    LedgerUnreadable {
-        /// Which.
-        ledger: String,
-        /// Why.
-        why: String,
-    },
-}
-
-impl Finding {
-    /// The stable code.
-    pub const fn code(&self) -> &'static str {
-        match self {
-            Self::NotRecorded { .. } => "NotRecorded",
-            Self::RevokedInUse { .. } => "RevokedInUse",
-            Self::SerialTwice { .. } => "SerialTwice",
-            Self::UnknownIssuer { .. } => "UnknownIssuer",
-            Self::ServerNotDeclared { .. } => "ServerNotDeclared",
-            Self::PodGone { .. } => "PodGone",
-            Self::LedgerUnreadable { .. } => "LedgerUnreadable",
-        }
-    }
-
-    /// What was found.
-    pub fn what(&self) -> String {
-        match self {
-            Self::NotRecorded { pod_uid, serial } => format!("pod {pod_uid} uses {serial}, which is in no ledger"),
-            Self::RevokedInUse { pod_uid, serial, ledger } => {
-                format!("pod {pod_uid} uses {serial}, which {ledger} says is taken back")
-            }
-            Self::SerialTwice { serial, ledgers } => format!("{serial} stands in {}", ledgers.join(", ")),
-            Self::UnknownIssuer { ledger, server, serial, issuer } => {
-                format!("{serial} of {server} in {ledger} was signed by {issuer}, which no TrustDomain lists")
-            }
-            Self::ServerNotDeclared { ledger, server, serial } => {
-                format!("{serial} in {ledger} is valid, and TrustedServer {server} is not declared")
-            }
-            Self::PodGone { ledger, server, pod_uid, serial } => {
-                format!("{serial} of {server} in {ledger} is valid, and its pod {pod_uid} is gone")
-            }
-            Self::LedgerUnreadable { ledger, why } => format!("{ledger}: {why}"),
-        }
-    }
-
-    /// What to do about it.
-    pub const fn advice(&self) -> &'static str {
-        match self {
-            Self::NotRecorded { .. } => {
-                "The authority's key may have signed outside the operator, or a ledger was removed: list the serial in \
-                 revocation.serials of the TrustDomain, and rotate the authority if nobody can say where it is from."
-            }
-            Self::RevokedInUse { .. } => "Others refuse it already. Delete the pod; read the log of its sidecar first.",
-            Self::SerialTwice { .. } => {
-                "Somebody copied a line or a ledger: compare with the audit log, and list the serial in \
-                 revocation.serials."
-            }
-            Self::UnknownIssuer { .. } => {
-                "Sidecars refuse it, as its authority is not trusted. Delete the pod that holds it to get another; find \
-                 out who removed the authority."
-            }
-            Self::ServerNotDeclared { .. } | Self::PodGone { .. } => {
-                "The leader takes such certificates back within two minutes. If this stays, read the controller's log for \
-                 \"write down revocations\"."
-            }
-            Self::LedgerUnreadable { .. } => {
-                "Somebody wrote to it. Its server gets no certificate until the ConfigMap is restored, or deleted with \
-                 revokeIssuedBefore set to now on its TrustedServer."
-            }
-        }
-    }
-
-    /// Whether it is found in a sound cluster too, for a moment: while a pod ends, or a sidecar gets its next certificate.
-    pub const fn may_pass(&self) -> bool {
-        match self {
-            Self::RevokedInUse { .. } | Self::ServerNotDeclared { .. } | Self::PodGone { .. } => true,
-            Self::NotRecorded { .. }
-            | Self::SerialTwice { .. }
-            | Self::UnknownIssuer { .. }
-            | Self::LedgerUnreadable { .. } => false,
-        }
-    }
+    /// Serials on the published lists of trust domains whose lists are whole; read after the ledgers.
+    pub listed: BTreeMap<String, BTreeSet<String>>,
 }
 
 /// The answer.
@@ -209,85 +76,105 @@ pub struct Report {
     pub findings: BTreeSet<Finding>,
 }
 
+/// An entry of a ledger, with whose it is.
+#[derive(Clone, Copy)]
+struct Entry<'a> {
+    ledger: &'a str,
+    server: &'a str,
+    owner: Option<&'a Owner>,
+    record: &'a Record,
+}
+
 /// Holds everything that was seen against everything else.
 pub fn audit(observed: &Observed, now: Timestamp) -> Report {
-    let mut findings = BTreeSet::new();
-    let mut found = BTreeMap::<String, Vec<(&str, Record)>>::new();
-    let mut entries = 0;
-    for kept in &observed.ledgers {
-        let unreadable = |why: String| Finding::LedgerUnreadable { ledger: kept.name.clone(), why };
-        let (Some(server), ledger) = (&kept.server, Ledger::parse(&kept.data)) else {
-            findings.insert(unreadable("it does not say whose it is".to_owned()));
-            continue;
-        };
-        let ledger = match ledger {
-            Ok(ledger) => ledger,
-            Err(error) => {
-                findings.insert(unreadable(error.to_string()));
-                continue;
-            }
-        };
-        for record in ledger.records() {
-            entries += 1;
-            if record.is_live(now) {
-                findings.extend(unexplained(observed, (&kept.name, server), &ledger, record, now));
-            }
-            found.entry(record.serial.to_string()).or_default().push((&kept.name, record.clone()));
+    let (ledgers, mut findings) = readable(&observed.ledgers);
+    let mut found = BTreeMap::<String, Vec<Entry<'_>>>::new();
+    for (ledger, server, content) in &ledgers {
+        for record in content.records() {
+            let entry = Entry { ledger, server, owner: content.owner(), record };
+            findings.extend(unexplained(observed, entry, now));
+            found.entry(record.serial.to_string()).or_default().push(entry);
         }
     }
     for (serial, places) in found.iter().filter(|(_, places)| places.len() > 1) {
-        let ledgers = places.iter().map(|(name, _)| (*name).to_owned()).collect();
+        let ledgers = places.iter().map(|entry| entry.ledger.to_owned()).collect();
         findings.insert(Finding::SerialTwice { serial: serial.clone(), ledgers });
     }
     let in_use: BTreeSet<&InUse> = observed.in_use.iter().filter(|one| one.not_after > now).collect();
     findings.extend(in_use.iter().filter_map(|one| used(one, &found)));
-    Report { certificates: in_use.len(), entries, findings }
+    Report { certificates: in_use.len(), entries: found.values().map(Vec::len).sum(), findings }
 }
 
-/// What of a valid certificate's entry nothing explains. One reason is enough.
-fn unexplained(
-    observed: &Observed,
-    (name, server): (&String, &String),
-    ledger: &Ledger,
-    record: &Record,
-    now: Timestamp,
-) -> Option<Finding> {
-    let (ledger_name, server_name, serial) = (name.clone(), server.clone(), record.serial.to_string());
-    let declared = observed.servers.get(server);
+/// The ledgers with their names and whose they are, and what is wrong with the others.
+fn readable(all: &[Kept]) -> (Vec<(&str, &str, Ledger)>, BTreeSet<Finding>) {
+    let (mut ledgers, mut findings) = (vec![], BTreeSet::new());
+    for kept in all {
+        let read = match (&kept.server, Ledger::parse(&kept.data)) {
+            (None, _) => Err("it does not say whose it is".to_owned()),
+            (Some(_), Err(error)) => Err(error.to_string()),
+            (Some(server), Ok(ledger)) => Ok((kept.name.as_str(), server.as_str(), ledger)),
+        };
+        match read {
+            Ok(ledger) => ledgers.push(ledger),
+            Err(why) => drop(findings.insert(Finding::LedgerUnreadable { ledger: kept.name.clone(), why })),
+        }
+    }
+    (ledgers, findings)
+}
+
+/// What of an entry nothing explains. One reason is enough.
+fn unexplained(observed: &Observed, entry: Entry<'_>, now: Timestamp) -> Option<Finding> {
+    let Entry { owner, record, .. } = entry;
+    let (ledger, server, serial) = (entry.ledger.to_owned(), entry.server.to_owned(), record.serial.to_string());
+    let domain = owner.map(|owner| owner.id.trust_domain().as_str());
+    let past = |moment: Timestamp| now.as_second() - moment.as_second() >= GRACE_SECONDS;
+    if let Some((at, _)) = record.revoked {
+        let lists = domain.and_then(|domain| observed.listed.get(domain));
+        let unlisted = lists.is_some_and(|listed| !listed.contains(&serial));
+        let ours = observed.issuers.contains(&record.issuer);
+        return (unlisted && ours && past(at) && record.validity.not_after > now).then_some(Finding::NotListed {
+            ledger,
+            server,
+            serial,
+        });
+    }
     // Nobody trusts certificates of a domain that is gone: they end by themselves.
-    let domain = ledger.owner().map(|owner| owner.id.trust_domain().as_str());
-    if domain.is_some_and(|domain| !observed.trust_domains.contains(domain)) {
+    if !record.is_live(now) || domain.is_some_and(|domain| !observed.trust_domains.contains(domain)) {
         return None;
     }
-    if declared.is_none() || declared != ledger.owner().map(|owner| &owner.uid) {
-        return Some(Finding::ServerNotDeclared { ledger: ledger_name, server: server_name, serial });
+    let declared = observed.servers.get(&server);
+    if declared.is_none() || declared != owner.map(|owner| &owner.uid) {
+        return Some(Finding::ServerNotDeclared { ledger, server, serial });
     }
     if !observed.issuers.contains(&record.issuer) {
         let issuer = record.issuer.clone();
-        return Some(Finding::UnknownIssuer { ledger: ledger_name, server: server_name, serial, issuer });
+        return Some(Finding::UnknownIssuer { ledger, server, serial, issuer });
     }
-    let fresh = now.as_second() - record.recorded.as_second() < GRACE_SECONDS;
     match &record.holder {
-        Holder::Pod(uid) if !fresh && !observed.pods.contains(uid) => {
-            Some(Finding::PodGone { ledger: ledger_name, server: server_name, pod_uid: uid.clone(), serial })
+        Holder::Pod(uid) if past(record.recorded) && !observed.pods.contains(uid) => {
+            Some(Finding::PodGone { ledger, server, pod_uid: uid.clone(), serial })
         }
         Holder::Pod(_) | Holder::Secret(_) => None,
     }
 }
 
 /// What of a certificate in use the ledgers do not explain.
-fn used(one: &InUse, found: &BTreeMap<String, Vec<(&str, Record)>>) -> Option<Finding> {
-    let InUse { pod_uid, serial, not_after: _ } = one.clone();
+fn used(one: &InUse, found: &BTreeMap<String, Vec<Entry<'_>>>) -> Option<Finding> {
+    let InUse { pod_uid, id, serial, not_after: _ } = one.clone();
     let Some(places) = found.get(&serial) else { return Some(Finding::NotRecorded { pod_uid, serial }) };
     let holder = Holder::Pod(pod_uid.clone());
-    let mut own = places.iter().filter(|(_, record)| record.holder == holder).peekable();
-    if own.peek().is_none() {
-        return Some(Finding::NotRecorded { pod_uid, serial });
+    let Some(entry) = places.iter().find(|entry| entry.record.holder == holder) else {
+        let ledger = places.iter().map(|entry| entry.ledger.to_owned()).collect();
+        return Some(Finding::HeldByAnother { pod_uid, serial, ledger });
+    };
+    let ledger = entry.ledger.to_owned();
+    if entry.owner.is_none_or(|owner| owner.id.to_string() != id) {
+        return Some(Finding::IdentityDiffers { pod_uid, serial, id, ledger });
     }
     // A server that is suspended or gone keeps asking with what it has, and is told so.
     let alone = |reason: Reason| !matches!(reason, Reason::Suspended | Reason::ServerDeleted);
-    let (ledger, _) = own.find(|(_, record)| record.revoked.is_some_and(|(_, reason)| alone(reason)))?;
-    Some(Finding::RevokedInUse { pod_uid, serial, ledger: (*ledger).to_owned() })
+    let revoked = entry.record.revoked.is_some_and(|(_, reason)| alone(reason));
+    revoked.then_some(Finding::RevokedInUse { pod_uid, serial, ledger })
 }
 
 impl Report {

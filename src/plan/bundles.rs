@@ -12,6 +12,9 @@ use crate::{
     topology::Domain,
 };
 
+/// Name of the public bundle's ConfigMap.
+pub const NAME: &str = "entente-trust-bundle";
+
 /// What ConfigMap `entente-trust-bundle` of a domain holds: `ca.crt`, `crl.pem`, and both roots and their sequence as a
 /// SPIFFE bundle (`bundle.json`, SPIFFE Trust Domain and Bundle §4).
 pub fn data(domain: &Domain, facts: &AuthorityFacts) -> BTreeMap<String, String> {

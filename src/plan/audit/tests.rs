@@ -31,7 +31,7 @@ fn record(number: u8, pod: &str, recorded: i64) -> Record {
 }
 
 fn kept(name: &str, records: Vec<Record>) -> Kept {
-    let id = SpiffeId::parse("spiffe://contoso.example/ns/sip/server/front-end").unwrap();
+    let id = SpiffeId::parse(ID).unwrap();
     let mut ledger = Ledger::default();
     for record in records {
         let recorded = record.recorded;
@@ -40,8 +40,11 @@ fn kept(name: &str, records: Vec<Record>) -> Kept {
     Kept { name: name.to_owned(), server: Some("sip/front-end".to_owned()), data: ledger.render() }
 }
 
+const ID: &str = "spiffe://contoso.example/ns/sip/server/front-end";
+
 fn uses(pod: &str, number: u8) -> InUse {
-    InUse { pod_uid: pod.to_owned(), serial: serial(number).to_string(), not_after: at(3_000) }
+    let serial = serial(number).to_string();
+    InUse { pod_uid: pod.to_owned(), id: ID.to_owned(), serial, not_after: at(3_000) }
 }
 
 /// Two pods with their certificates; nothing is wrong.
@@ -53,6 +56,7 @@ fn sound() -> Observed {
         servers: [("sip/front-end".to_owned(), "server-1".to_owned())].into(),
         issuers: ["aa".to_owned()].into(),
         trust_domains: ["contoso.example".to_owned()].into(),
+        listed: BTreeMap::new(),
     }
 }
 
@@ -77,7 +81,39 @@ fn nothing_is_found_where_everything_is_explained() {
 fn a_certificate_in_use_that_no_ledger_has_is_found() {
     let report = check(|observed| observed.in_use.push(uses("pod-1", 9)), &["NotRecorded"]);
     assert!(!report.may_pass());
-    check(|observed| observed.in_use.push(uses("pod-2", 1)), &["NotRecorded"]);
+}
+
+#[test]
+fn a_certificate_that_another_pod_or_another_server_uses_is_found() {
+    let report = check(|observed| observed.in_use.push(uses("pod-2", 1)), &["HeldByAnother"]);
+    assert!(!report.may_pass());
+    let id = "spiffe://contoso.example/ns/sip/server/mediation".to_owned();
+    let report = check(|observed| observed.in_use[0].id = id, &["IdentityDiffers"]);
+    assert!(!report.may_pass());
+}
+
+#[test]
+fn what_was_taken_back_and_is_on_no_list_is_found_after_the_grace() {
+    let revoked = |seconds: i64| {
+        let revoked = Record { revoked: Some((at(-seconds), Reason::PodGone)), ..record(3, "pod-3", -600) };
+        let ledger = kept("entente-ledger-2", vec![revoked]);
+        move |observed: &mut Observed| {
+            observed.ledgers.push(ledger);
+            observed.listed.insert("contoso.example".to_owned(), BTreeSet::new());
+        }
+    };
+    check(revoked(GRACE_SECONDS - 1), &[]);
+    assert!(check(revoked(GRACE_SECONDS), &["NotListed"]).may_pass());
+    let listed = |observed: &mut Observed| {
+        revoked(GRACE_SECONDS)(observed);
+        observed.listed.insert("contoso.example".to_owned(), [serial(3).to_string()].into());
+    };
+    check(listed, &[]);
+    let unread = |observed: &mut Observed| {
+        revoked(GRACE_SECONDS)(observed);
+        observed.listed.clear();
+    };
+    check(unread, &[]);
 }
 
 #[test]
