@@ -30,4 +30,5 @@ pub mod controller;
 pub mod proxy;
 
 pub mod cli;
+pub mod handshakes;
 pub mod telemetry;

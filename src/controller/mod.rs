@@ -39,7 +39,7 @@ use jiff::Timestamp;
 use kube::{Client, Config as KubeConfig, runtime::events::EventType};
 use kube_lease_manager::LeaseManagerBuilder;
 use rustls::ServerConfig;
-use tokio::{net::TcpListener, sync::watch as latest, task::JoinSet};
+use tokio::{net::TcpListener, sync::watch as latest, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -60,6 +60,10 @@ use watch::Signal;
 
 /// Changes that come together are looked at together.
 const COALESCE: Duration = Duration::from_millis(60);
+/// While changes follow each other, the loop rests so many times as long as it worked, and no longer than that: in a
+/// storm the processor is the endpoint's.
+const REST: u32 = 3;
+const LONGEST_REST: Duration = Duration::from_secs(1);
 /// The loop looks again at the latest after this time.
 const SWEEP: Duration = Duration::from_secs(5);
 /// The pause after a step that failed.
@@ -256,6 +260,7 @@ impl Seat {
         let mut memory = Memory::default();
         loop {
             changes.mark_unchanged();
+            let began = Instant::now();
             let mut pause = SWEEP;
             if self.stores.are_synced() {
                 let now = telemetry::now();
@@ -264,12 +269,13 @@ impl Seat {
                 ready.store(true, Ordering::Release);
                 pause = outcome.min(SWEEP);
             }
+            let rested = Instant::now() + (began.elapsed() * REST).min(LONGEST_REST);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => return,
                 changed = changes.changed() => {
                     if changed.is_err() { return }
-                    tokio::time::sleep(COALESCE).await;
+                    tokio::time::sleep_until(rested.max(Instant::now() + COALESCE)).await;
                 }
                 _ = self.leads.changed() => {}
                 () = tokio::time::sleep(pause) => {}

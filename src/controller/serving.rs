@@ -30,6 +30,7 @@ use tracing::{debug, warn};
 
 use super::{apply::within, stores::PART};
 use crate::{
+    handshakes::{Handshake, Handshakes},
     identity::DnsName,
     pki::{self, authority::Serial, control},
     telemetry,
@@ -39,6 +40,9 @@ use crate::{
 const SECRET: &str = "entente-control-plane";
 /// Connections of one endpoint at a time.
 const MAX_CONNECTIONS: usize = 16_384;
+/// Handshakes of one endpoint at a time, in all and from one address. Who finds no place comes back: what is begun then
+/// ends before the caller loses patience.
+const HANDSHAKES: (usize, usize) = (512, 64);
 /// A handshake, and a request's head, must be complete in this time.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -197,6 +201,7 @@ pub(super) async fn serve(
 ) {
     let connections = TaskTracker::new();
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let handshakes = Handshakes::new(HANDSHAKES.0, HANDSHAKES.1);
     loop {
         let Ok(permit) = Arc::clone(&room).acquire_owned().await else { break };
         let accepted = tokio::select! {
@@ -206,10 +211,11 @@ pub(super) async fn serve(
         };
         match accepted {
             Ok((stream, from)) => {
+                let Some(handshake) = handshakes.begin(from.ip()) else { continue };
                 let (acceptor, router) = (TlsAcceptor::from(config.load_full()), router.clone());
                 let shutdown = shutdown.clone();
                 connections.spawn(async move {
-                    connection(stream, from, acceptor, router, shutdown).await;
+                    connection((stream, from), handshake, acceptor, router, shutdown).await;
                     drop(permit);
                 });
             }
@@ -224,8 +230,8 @@ pub(super) async fn serve(
 }
 
 async fn connection(
-    stream: tokio::net::TcpStream,
-    from: SocketAddr,
+    (stream, from): (tokio::net::TcpStream, SocketAddr),
+    handshake: Handshake,
     acceptor: TlsAcceptor,
     router: Router,
     shutdown: CancellationToken,
@@ -235,6 +241,7 @@ async fn connection(
         debug!(%from, "a handshake failed");
         return;
     };
+    drop(handshake);
     let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let caller = Caller(Arc::new(chain.iter().map(|certificate| certificate.clone().into_owned()).collect()));
     let router = router.layer(axum::Extension(caller)).layer(axum::Extension(Source(from)));

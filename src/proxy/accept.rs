@@ -70,7 +70,7 @@ impl Acceptor {
                     drop(place);
                 });
             }
-            Direction::Inbound => match self.limits.handshake(from.ip().to_canonical()) {
+            Direction::Inbound => match self.limits.handshake(from.ip()) {
                 Err(refusal) => refuse(stream, refusal),
                 Ok(pending) => {
                     self.tasks.spawn(async move {

@@ -24,8 +24,8 @@ const MAX_RESPONSE: usize = 1024 * 1024;
 const LOOK: Duration = Duration::from_secs(1);
 /// An early renewal so long after the last certificate is no sign of a circle.
 const CALM: Duration = Duration::from_secs(60);
-/// Lifetime assumed for the back-off before the first certificate.
-const FIRST_LIFETIME: Duration = Duration::from_secs(60);
+/// Lifetime assumed for the back-off before the first certificate: attempts are 5 s apart at most.
+const FIRST_LIFETIME: Duration = Duration::from_secs(500);
 
 #[derive(Debug, thiserror::Error)]
 enum EnrolError {

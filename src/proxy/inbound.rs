@@ -13,7 +13,6 @@ use super::{
     access::Record,
     basis::{Basis, Proof, still_admitted},
     generation::Generation,
-    limits::Pending,
     metrics::mode_word,
     registry::Place,
     relay::{self, Wire},
@@ -23,6 +22,7 @@ use super::{
 };
 use crate::{
     brief::{ALPN_REPROVE, Direction, Mode, Port},
+    handshakes::Handshake,
     refusal::{DestinationDetail, HandshakeDetail, Refusal, TimeoutDetail},
     telemetry,
 };
@@ -31,7 +31,7 @@ use crate::{
 const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// Serves one accepted connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, pending: Pending) {
+pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, pending: Handshake) {
     let mut record = Record::begin(Direction::Inbound, from);
     let outcome = converse(&shared, stream, pending, &mut record).await;
     record.end(outcome, &shared.metrics, &shared.refusals);
@@ -40,7 +40,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAd
 async fn converse(
     shared: &Arc<Shared>,
     stream: TcpStream,
-    pending: Pending,
+    pending: Handshake,
     record: &mut Record,
 ) -> Result<(), Refusal> {
     sockets::prepare(&stream, true).map_err(|_| Refusal::HandshakeFailed(HandshakeDetail::Malformed))?;

@@ -1,15 +1,14 @@
 //! Bounds: handshakes under way, in all and per source, and open connections by the descriptors there are.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{net::IpAddr, sync::Arc};
 
 use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::refusal::{LimitDetail, Refusal};
+use crate::{
+    handshakes::{Handshake, Handshakes},
+    refusal::{LimitDetail, Refusal},
+};
 
 /// Inbound handshakes under way.
 const MAX_PENDING: usize = 1024;
@@ -23,34 +22,16 @@ const MOST_DESCRIPTORS: u64 = 1 << 20;
 /// The bounds of one proxy.
 #[derive(Debug)]
 pub(super) struct Limits {
-    pending: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    handshakes: Handshakes,
     connections: Arc<Semaphore>,
-}
-
-/// One handshake under way; ends when dropped.
-#[derive(Debug)]
-pub(super) struct Pending {
-    all: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    source: IpAddr,
-}
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = all.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                all.remove(&self.source);
-            }
-        }
-    }
 }
 
 impl Limits {
     /// The bounds that `descriptors` allow: a relayed connection holds two.
     pub(super) fn new(descriptors: usize) -> Self {
         let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2;
-        Self { pending: Arc::default(), connections: Arc::new(Semaphore::new(connections)) }
+        let handshakes = Handshakes::new(MAX_PENDING, MAX_PENDING_PER_SOURCE);
+        Self { handshakes, connections: Arc::new(Semaphore::new(connections)) }
     }
 
     /// A place for one more connection.
@@ -59,14 +40,8 @@ impl Limits {
     }
 
     /// A place for one more handshake from `source`.
-    pub(super) fn handshake(&self, source: IpAddr) -> Result<Pending, Refusal> {
-        let mut all = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_source = all.get(&source).copied().unwrap_or_default();
-        if of_source >= MAX_PENDING_PER_SOURCE || all.values().sum::<usize>() >= MAX_PENDING {
-            return Err(Refusal::Limit(LimitDetail::Pending));
-        }
-        all.insert(source, of_source + 1);
-        Ok(Pending { all: self.pending.clone(), source })
+    pub(super) fn handshake(&self, source: IpAddr) -> Result<Handshake, Refusal> {
+        self.handshakes.begin(source).ok_or(Refusal::Limit(LimitDetail::Pending))
     }
 }
 
@@ -92,17 +67,6 @@ pub fn prepare_process() {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn one_source_cannot_take_all_handshakes_and_an_ended_one_makes_room() {
-        let limits = Limits::new(1024);
-        let (greedy, other) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
-        let mut held: Vec<_> = (0..MAX_PENDING_PER_SOURCE).map(|_| limits.handshake(greedy).unwrap()).collect();
-        assert_eq!(limits.handshake(greedy).unwrap_err(), Refusal::Limit(LimitDetail::Pending));
-        assert!(limits.handshake(other).is_ok());
-        held.pop();
-        assert!(limits.handshake(greedy).is_ok());
-    }
 
     #[test]
     fn descriptors_are_kept_back_and_a_connection_counts_twice() {

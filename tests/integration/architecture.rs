@@ -12,8 +12,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("topology", &["api", "brief", "identity", "pki", "sidecar"]),
     ("plan", &["api", "brief", "identity", "pki", "refusal", "sidecar", "topology"]),
-    ("controller", &["api", "brief", "identity", "pki", "plan", "refusal", "sidecar", "telemetry", "topology"]),
-    ("proxy", &["brief", "identity", "pki", "refusal", "sidecar", "telemetry"]),
+    (
+        "controller",
+        &["api", "brief", "handshakes", "identity", "pki", "plan", "refusal", "sidecar", "telemetry", "topology"],
+    ),
+    ("proxy", &["brief", "handshakes", "identity", "pki", "refusal", "sidecar", "telemetry"]),
+    ("handshakes", &[]),
     ("telemetry", &[]),
     ("cli", &["api", "controller", "plan", "proxy", "sidecar", "telemetry"]),
 ];
