@@ -81,11 +81,16 @@ impl Clock {
         let mut heard = self.0.heard.subscribe();
         loop {
             if tokio::time::timeout(quiet, heard.changed()).await.is_err() {
-                // Whatever it answers: its time comes with it.
-                if let Err(error) = within(client.apiserver_version()).await {
-                    debug!(%error, "the API server does not tell its time");
-                }
+                self.ask(&client).await;
             }
+        }
+    }
+
+    /// Asks the API server for the time now: what follows does not rest on what it said before a step.
+    pub(super) async fn ask(&self, client: &Client) {
+        // Whatever it answers: its time comes with it.
+        if let Err(error) = within(client.apiserver_version()).await {
+            debug!(%error, "the API server does not tell its time");
         }
     }
 

@@ -311,6 +311,9 @@ impl Seat {
                 .unwrap_or(Duration::from_millis(100))
                 .max(Duration::from_millis(100))
         });
+        if !plan.steps.is_empty() {
+            self.clock.ask(&self.client).await;
+        }
         for step in &plan.steps {
             // A replica that no longer leads stops in the middle; the next leader plans from what it sees.
             if !*self.leads.borrow() || self.clock.check().is_err() {

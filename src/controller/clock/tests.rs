@@ -184,6 +184,18 @@ async fn a_controller_whose_clock_is_wrong_refuses_to_sign_and_goes_on_by_itself
 }
 
 #[tokio::test]
+async fn who_asks_for_the_time_knows_of_a_step_before_it_acts() {
+    let (server, config, _serving) = Server::start().await;
+    let clock = Clock::new();
+    let client = clock.client(config).unwrap();
+    for (ahead, sound) in [(0, true), (DAY_AHEAD, false), (0, true), (-DAY_AHEAD, false)] {
+        server.ahead.store(ahead, Ordering::SeqCst);
+        clock.ask(&client).await;
+        assert_eq!(clock.check().is_ok(), sound, "{ahead}");
+    }
+}
+
+#[tokio::test]
 async fn a_leader_whose_clock_is_wrong_gives_the_lease_back_and_seeks_it_again_when_it_is_right() {
     let (server, config, _serving) = Server::start().await;
     let clock = Clock::new();
