@@ -3,9 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{Extension, Json, extract::State, http::StatusCode, response::IntoResponse};
+use jiff::Timestamp;
 use tokio::{sync::watch, time::Instant};
 
-use super::{events::Events, proxies::Proxies, serving::Caller, view::View};
+use super::{clock::Clock, events::Events, proxies::Proxies, serving::Caller, view::View};
 use crate::{
     brief::{self, Denied, SyncRequest, SyncResponse},
     identity::Identity,
@@ -24,6 +25,7 @@ pub(super) struct Channel {
     pub(super) view: watch::Receiver<Arc<View>>,
     pub(super) proxies: Arc<Proxies>,
     pub(super) events: Events,
+    pub(super) clock: Clock,
 }
 
 /// A refused request.
@@ -42,7 +44,7 @@ impl IntoResponse for Refused {
 }
 
 /// Who calls, by the leaf it proved to hold.
-fn identify(view: &View, caller: &Caller) -> Result<Identity, Refused> {
+fn identify(view: &View, caller: &Caller, now: Timestamp) -> Result<Identity, Refused> {
     let unknown = |code: &str, message: String| Refused::new(StatusCode::UNAUTHORIZED, code, message);
     let Some(leaf) = caller.0.first() else {
         return Err(unknown("NoCertificate", "a sync needs the client certificate of a sidecar".to_owned()));
@@ -51,7 +53,6 @@ fn identify(view: &View, caller: &Caller) -> Result<Identity, Refused> {
     let Some(domain) = view.trusting(claimed.id.trust_domain()) else {
         return Err(unknown("NoTrustDomain", format!("no TrustDomain for {}", claimed.id.trust_domain())));
     };
-    let now = telemetry::now();
     let trust = &domain.trust;
     let proven = verdict(&caller.0, Role::Client, &trust.anchors, now).map(|verdict| verdict.identity);
     // How fresh the lists are is for sidecars to judge: this is where they get the next ones.
@@ -75,7 +76,7 @@ pub(super) async fn sync(
     Json(request): Json<SyncRequest>,
 ) -> Result<Json<SyncResponse>, Refused> {
     let mut views = channel.view.clone();
-    let identity = identify(&views.borrow_and_update(), &caller)?;
+    let identity = identify(&views.borrow_and_update(), &caller, channel.clock.now())?;
     let Some(uid) = identity.pod_uid.clone() else {
         return Err(Refused::new(StatusCode::FORBIDDEN, "TokenNotPodBound", "the certificate names no pod"));
     };

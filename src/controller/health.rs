@@ -12,7 +12,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::proxies::Proxies;
+use super::{clock::Clock, proxies::Proxies};
 use crate::{
     brief::{Direction, RefusedConnections},
     plan::World,
@@ -48,7 +48,7 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(clock: &Clock) -> Self {
         let mut metrics = Self {
             registry: Registry::with_prefix("entente_controller"),
             certificates: Family::default(),
@@ -64,6 +64,8 @@ impl Metrics {
         registry.register("proxies_connected", "Sidecars that hold a poll at any replica", proxies.clone());
         registry.register("leader", "1 on the replica that leads", leader.clone());
         registry.register("rounds", "Rounds of the loop", rounds.clone());
+        let offset = "Seconds that our clock is ahead of the API server's (behind: negative), at least";
+        registry.register("clock_offset_seconds", offset, clock.gauge());
         registry.register("not_after_seconds", "End of validity of our certificates, Unix seconds", expiry.clone());
         metrics
     }

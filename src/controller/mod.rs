@@ -6,9 +6,11 @@
 pub mod apply;
 mod audit;
 mod channel;
+mod clock;
 mod events;
 mod health;
 mod issuance;
+mod leadership;
 mod proxies;
 mod replicas;
 mod secrets;
@@ -37,7 +39,6 @@ use axum::{
 };
 use jiff::Timestamp;
 use kube::{Client, Config as KubeConfig, runtime::events::EventType};
-use kube_lease_manager::LeaseManagerBuilder;
 use rustls::ServerConfig;
 use tokio::{net::TcpListener, sync::watch as latest, task::JoinSet, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -52,6 +53,7 @@ use crate::{
 };
 use apply::{ApplyError, Cluster};
 use audit::Audit;
+use clock::Clock;
 use proxies::Proxies;
 use serving::ControlPlane;
 use stores::Stores;
@@ -68,6 +70,9 @@ const LONGEST_REST: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(5);
 /// The pause after a step that failed.
 const AGAIN: Duration = Duration::from_secs(1);
+/// After so long without an answer the API server is asked for the time, so that a clock that steps is noticed, and its
+/// correction too.
+const QUIET: Duration = Duration::from_secs(5);
 /// Bound of an admission review, in bytes.
 const MAX_REVIEW: usize = 3 * 1024 * 1024;
 
@@ -99,11 +104,12 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     };
     let listeners = [listen(config.channel).await?, listen(config.webhook).await?, listen(config.health).await?];
     let kube = KubeConfig::infer().await.context("found no access to a Kubernetes API server")?;
-    let client = Client::try_from(kube)?;
-    let control = ControlPlane::load(&client, &config.namespace, &config.service).await?;
+    let clock = Clock::new();
+    let client = clock.client(kube)?;
+    let control = ControlPlane::load(&client, &clock, &config.namespace, &config.service).await?;
     let mut watches = JoinSet::new();
     let mut servers = JoinSet::new();
-    let outcome = replica(&config, client, control, listeners, (&mut watches, &mut servers), &shutdown).await;
+    let outcome = replica(&config, (client, clock), control, listeners, (&mut watches, &mut servers), &shutdown).await;
     shutdown.cancel();
     watches.shutdown().await;
     // Servers end by themselves: what they are in the middle of, they finish.
@@ -118,7 +124,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
 /// Starts every part of one replica and loops.
 async fn replica(
     config: &Config,
-    client: Client,
+    (client, clock): (Client, Clock),
     control: ControlPlane,
     listeners: [TcpListener; 3],
     (watches, servers): (&mut JoinSet<()>, &mut JoinSet<()>),
@@ -127,11 +133,12 @@ async fn replica(
     let signal = Signal::new();
     let stores = Stores::start(&client, &config.namespace, &signal, watches);
     let proxies = Arc::new(Proxies::new(signal.clone()));
-    let metrics = Arc::new(health::Metrics::new());
+    let metrics = Arc::new(health::Metrics::new(&clock));
     let (publish, view) = latest::channel(Arc::new(View::default()));
     let (events, write_events) =
         events::Events::new(client.clone(), config.pod_name.clone(), view.clone(), Arc::clone(&metrics));
     watches.spawn(write_events);
+    watches.spawn(clock.clone().keep(client.clone(), QUIET));
     let ready = Arc::new(AtomicBool::new(false));
     let audit = Arc::new(Audit::new(telemetry::random()));
     let (issuer, issuing) = issuance::Issuer::new(
@@ -139,7 +146,7 @@ async fn replica(
         config.namespace.clone(),
         view.clone(),
         events.clone(),
-        (Arc::clone(&metrics), Arc::clone(&audit)),
+        (Arc::clone(&metrics), Arc::clone(&audit), clock.clone()),
     );
     let stopped = shutdown.clone();
     servers.spawn(async move {
@@ -151,8 +158,8 @@ async fn replica(
         tokio::select! { () = issuing => {}, () = late => {} }
     });
     let [channel, hook, health] = listeners;
-    let tls = Arc::new(ArcSwap::from_pointee(control.server(telemetry::now())?));
-    let channel_router = channel_router(issuer, view.clone(), &proxies, events.clone(), &control);
+    let tls = Arc::new(ArcSwap::from_pointee(control.server(clock.now())?));
+    let channel_router = channel_router(issuer, view.clone(), &proxies, (events.clone(), clock.clone()), &control);
     let hook_router = hook_router(config, client.clone(), view.clone(), &control);
     servers.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
     servers.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
@@ -164,23 +171,18 @@ async fn replica(
             error!(error = %failure, "the health endpoint ended");
         }
     });
-    servers.spawn(renew_own(control.clone(), tls, client.clone(), shutdown.clone()));
-    let lease = LeaseManagerBuilder::new(client.clone(), "entente-leader")
-        .with_namespace(&config.namespace)
-        .with_identity(&config.pod_name)
-        .with_duration(15)
-        .with_grace(5)
-        .build()
-        .await?;
-    let (leads, _lease) = lease.watch().await;
+    servers.spawn(renew_own(control.clone(), tls, (client.clone(), clock.clone()), shutdown.clone()));
+    let (leading, leads) = latest::channel(false);
+    let namespace = config.namespace.clone();
+    let seat = (namespace.clone(), config.pod_name.clone());
+    servers.spawn(leadership::seek(client.clone(), seat, clock.clone(), leading));
     let port = config.channel.port();
     let follow = replicas::follow(view, leads.clone(), config.pod_name.clone(), port, control, Arc::clone(&proxies));
     let stopped = shutdown.clone();
     servers.spawn(async move {
         let _ = stopped.run_until_cancelled(follow).await;
     });
-    let namespace = config.namespace.clone();
-    let seat = Seat { client, namespace, stores, proxies, metrics, audit, events, publish, leads };
+    let seat = Seat { client, clock, namespace, stores, proxies, metrics, audit, events, publish, leads };
     seat.run(&signal, &ready, shutdown).await;
     Ok(())
 }
@@ -189,11 +191,11 @@ fn channel_router(
     issuer: issuance::Issuer,
     view: latest::Receiver<Arc<View>>,
     proxies: &Arc<Proxies>,
-    events: events::Events,
+    (events, clock): (events::Events, Clock),
     control: &ControlPlane,
 ) -> Router {
     let sharing = replicas::Sharing { proxies: Arc::clone(proxies), ca: control.ca.clone() };
-    let channel = channel::Channel { view, proxies: Arc::clone(proxies), events };
+    let channel = channel::Channel { view, proxies: Arc::clone(proxies), events, clock };
     let sync = post(channel::sync).layer(DefaultBodyLimit::max(brief::MAX_SYNC_REQUEST)).with_state(channel);
     let certificate = post(issuance::certificate)
         .layer(DefaultBodyLimit::max(brief::MAX_CERTIFICATE_REQUEST))
@@ -218,14 +220,16 @@ fn hook_router(config: &Config, client: Client, view: latest::Receiver<Arc<View>
 async fn renew_own(
     control: ControlPlane,
     tls: Arc<ArcSwap<ServerConfig>>,
-    client: Client,
+    (client, clock): (Client, Clock),
     shutdown: CancellationToken,
 ) {
-    let mut issued = telemetry::now();
+    let mut issued = clock.now();
     loop {
         webhook::keep_bundle(&client, &control.ca).await;
         let now = telemetry::now();
-        if now.as_second() - issued.as_second() > SERVING_SECONDS / 3 {
+        // What was issued in the future was issued by a clock that was wrong then.
+        let due = issued > now || now.as_second() - issued.as_second() > SERVING_SECONDS / 3;
+        if due && clock.check().is_ok() {
             match control.server(now) {
                 Ok(config) => {
                     tls.store(Arc::new(config));
@@ -243,6 +247,7 @@ async fn renew_own(
 /// What the loop works with.
 struct Seat {
     client: Client,
+    clock: Clock,
     namespace: String,
     stores: Stores,
     proxies: Arc<Proxies>,
@@ -263,8 +268,9 @@ impl Seat {
             let began = Instant::now();
             let mut pause = SWEEP;
             if self.stores.are_synced() {
-                let now = telemetry::now();
-                let lead = *self.leads.borrow_and_update();
+                // Revocations are not forgotten by a clock that is wrong: briefs go by the best that is known.
+                let now = self.clock.now();
+                let lead = *self.leads.borrow_and_update() && self.clock.check().is_ok();
                 let outcome = self.round(epoch, lead, &mut memory, now).await;
                 ready.store(true, Ordering::Release);
                 pause = outcome.min(SWEEP);
@@ -287,7 +293,7 @@ impl Seat {
     async fn round(&self, epoch: u64, lead: bool, memory: &mut Memory, now: Timestamp) -> Duration {
         let authorities = self.stores.authorities(now);
         let mut world = self.stores.world(&authorities);
-        world.proxies = self.proxies.seen(now);
+        world.proxies = self.proxies.seen(telemetry::now());
         world.behind_since = memory.behind_since.clone();
         world.gone_since = memory.gone(&world, now);
         let (topology, problems) = resolve(&world);
@@ -299,7 +305,7 @@ impl Seat {
         let next = Arc::new(next);
         self.publish.send_replace(Arc::clone(&next));
         self.metrics.round(&world, lead);
-        self.audit.sweep(now);
+        self.audit.sweep(telemetry::now());
         if !lead {
             return SWEEP;
         }
@@ -311,9 +317,12 @@ impl Seat {
                 .unwrap_or(Duration::from_millis(100))
                 .max(Duration::from_millis(100))
         });
+        if !plan.steps.is_empty() {
+            self.clock.ask(&self.client).await;
+        }
         for step in &plan.steps {
             // A replica that no longer leads stops in the middle; the next leader plans from what it sees.
-            if !*self.leads.borrow() {
+            if !*self.leads.borrow() || self.clock.check().is_err() {
                 break;
             }
             let applied = match step {

@@ -28,7 +28,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use super::{apply::within, stores::PART};
+use super::{apply::within, clock::Clock, stores::PART};
 use crate::{
     handshakes::{Handshake, Handshakes},
     identity::DnsName,
@@ -72,10 +72,11 @@ pub(super) struct Own {
 
 impl ControlPlane {
     /// Loads the authority of the control plane, or makes it where there is none: whoever creates the Secret first.
-    pub(super) async fn load(client: &Client, namespace: &str, service: &str) -> Result<Self> {
+    pub(super) async fn load(client: &Client, clock: &Clock, namespace: &str, service: &str) -> Result<Self> {
         let api = Api::<Secret>::namespaced(client.clone(), namespace);
         let mut held = within(api.get_opt(SECRET)).await?;
         if held.is_none() {
+            clock.check()?;
             let key = KeyPair::generate()?;
             let ca = control::create(&key, Serial::from_random(telemetry::random()), telemetry::now())?;
             let created = within(api.create(&PostParams::default(), &secret(&ca, &key))).await;

@@ -49,6 +49,7 @@ pub(crate) fn in_own_network<F: Future<Output = ()>>(name: &str, body: impl FnOn
         .unwrap();
     let told = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
     assert!(told.contains("1 passed"), "{told}");
+    println!("{told}");
 }
 
 pub(crate) struct Hub {
@@ -63,6 +64,8 @@ impl Hub {
         // Names of namespaces are files; a file system of our own keeps them from the machine's.
         fs::create_dir_all("/run/netns").unwrap();
         run("mount -t tmpfs none /run/netns").await;
+        // libfaketime's shared memory is named by process id, and ours begin at 1.
+        run("mount -t tmpfs none /dev/shm").await;
         for command in [
             "ip link set lo up",
             "ip link add hub type bridge",
@@ -94,7 +97,8 @@ impl Hub {
 
     /// The same with its IPv4 address only.
     pub(crate) async fn without_ipv6(&self, number: u8) -> Pod<'_> {
-        let pod = Pod { hub: self, name: format!("pod{number}"), number, descriptors: 4096, sidecar: None };
+        let pod =
+            Pod { hub: self, name: format!("pod{number}"), number, descriptors: 4096, clock: false, sidecar: None };
         let name = &pod.name;
         for command in [
             format!("ip netns add {name}"),
@@ -198,6 +202,8 @@ pub(crate) struct Pod<'a> {
     number: u8,
     /// How many descriptors the sidecar may hold.
     pub(crate) descriptors: usize,
+    /// Whether its sidecar goes by a wall clock of its own.
+    clock: bool,
     sidecar: Option<Child>,
 }
 
@@ -265,7 +271,8 @@ impl Pod<'_> {
         let user = sidecar::UID.to_string();
         let log = fs::File::create(hub.path(&format!("log-{}", self.name))).unwrap();
         let limit = format!("--nofile={0}:{0}", self.descriptors);
-        let child = Command::new("ip")
+        let mut command = Command::new("ip");
+        command
             .args([
                 "netns",
                 "exec",
@@ -278,7 +285,9 @@ impl Pod<'_> {
                 "--regid",
                 &user,
                 "--clear-groups",
+                "env",
             ])
+            .args(self.faked().iter().map(|(name, value)| format!("{name}={value}")))
             .arg(hub.path("entente"))
             .arg("proxy")
             .args([Path::new("--state-dir"), &state, Path::new("--token-file"), &token])
@@ -289,14 +298,58 @@ impl Pod<'_> {
             .env(sidecar::ENV_POD_IPS, format!("{},{}", self.v4(0).ip(), self.v6(0).ip()))
             .env(sidecar::ENV_POD_UID, &self.name)
             .stderr(log)
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        self.sidecar = Some(child);
+            .kill_on_drop(true);
+        self.sidecar = Some(command.spawn().unwrap());
         eventually(&format!("sidecar of {} ready", self.name), || async {
             (self.fetch("/ready").await?.contains(" 200 ")).then_some(())
         })
         .await;
+    }
+
+    /// What makes the sidecar's wall clock one of its own; its monotonic clock and everybody else's stay as they are.
+    fn faked(&self) -> Vec<(&str, String)> {
+        if !self.clock {
+            return vec![];
+        }
+        let library = format!("/usr/lib/{}-linux-gnu/faketime/libfaketimeMT.so.1", std::env::consts::ARCH);
+        assert!(Path::new(&library).exists(), "{library} is missing: apt-get install libfaketime");
+        let file = self.hub.path(&format!("clock-{}", self.name)).display().to_string();
+        vec![
+            ("LD_PRELOAD", library),
+            ("FAKETIME_TIMESTAMP_FILE", file),
+            ("FAKETIME_NO_CACHE", "1".to_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+        ]
+    }
+
+    /// Restarts the sidecar with a wall clock of its own.
+    pub(crate) async fn gets_a_clock(&mut self) {
+        self.set_clock(0);
+        self.end_sidecar().await;
+        self.clock = true;
+        self.start_sidecar().await;
+    }
+
+    /// Steps the sidecar's clock: so many seconds ahead of everybody else's.
+    pub(crate) fn set_clock(&self, ahead: i64) {
+        let file = self.hub.path(&format!("clock-{}", self.name));
+        let beside = file.with_extension("new");
+        fs::write(&beside, format!("{ahead:+}\n")).unwrap();
+        fs::rename(beside, file).unwrap();
+    }
+
+    /// What the sidecar has logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.hub.path(&format!("log-{}", self.name))).unwrap()
+    }
+
+    /// The processor time that the sidecar has used, in ticks: hundredths of a second.
+    pub(crate) fn ticks(&self) -> u64 {
+        let id = self.sidecar.as_ref().unwrap().id().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+        // utime and stime, after the name in parentheses (proc(5)).
+        let fields = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
+        fields.map(|ticks| ticks.parse::<u64>().unwrap()).sum()
     }
 
     /// `kill -9`.

@@ -24,6 +24,8 @@ cc gcc
 cmake cmake
 make make
 shellcheck shellcheck'
+# A library has Debian's folder of the architecture.
+NEEDED+=$'\n'"/usr/lib/$(uname -m)-linux-gnu/faketime/libfaketimeMT.so.1 libfaketime"
 
 # What the linters of ./test conformance need beside that.
 LINTERS_NEEDED='python3 python3

@@ -17,6 +17,9 @@ use jiff::{SignedDuration, Timestamp};
 use rcgen::{CertificateParams, DistinguishedName, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, SanType};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
+/// How far certificates are dated back, in seconds: the default of a TrustDomain.
+pub(crate) const SKEW: u32 = 300;
+
 /// A chain with its key.
 pub(crate) type Certified = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
@@ -128,7 +131,7 @@ pub(crate) fn answer(material: &Material, csr: &str, names: Names, lifetime_seco
     let now = telemetry::now();
     let granted = Csr::parse(&BASE64_STANDARD.decode(csr).unwrap()).unwrap().grant(names);
     let authority = Authority::load(material, now).unwrap();
-    let validity = authority.leaf_validity(lifetime_seconds, 30, now).unwrap();
+    let validity = authority.leaf_validity(lifetime_seconds, SKEW, now).unwrap();
     let issued = authority.sign(&granted, Serial::from_random(telemetry::random()), validity).unwrap();
     CertificateResponse { chain: issued.chain, anchors: vec![material.root_certificate.clone()] }
 }

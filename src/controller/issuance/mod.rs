@@ -23,6 +23,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::{
     apply::ApplyError,
     audit::{Audit, Line},
+    clock::{Clock, Suspect},
     events::Events,
     health::Metrics,
     replicas::is_replica,
@@ -50,12 +51,16 @@ pub(super) use ledgers::{ledger_name, put};
 /// A pod that no server selects yet is kept waiting this long: its server may be created a moment later.
 const PATIENCE: Duration = Duration::from_secs(12);
 
+/// A sidecar that meets a clock that is wrong comes again after this time.
+const CLOCK_AGAIN: Duration = Duration::from_secs(10);
+
 /// What the endpoint works with.
 pub(super) struct Issuer {
     client: Client,
     view: watch::Receiver<Arc<View>>,
     metrics: Arc<Metrics>,
     audit: Arc<Audit>,
+    clock: Clock,
     gate: Arc<Gate>,
     budgets: Budgets,
     ledgers: Arc<Ledgers>,
@@ -80,6 +85,13 @@ impl Denial {
     /// There is no room now; there will be.
     fn later(message: &str, after: Duration) -> Self {
         Self { after: Some(after), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "RateLimited", message) }
+    }
+}
+
+impl From<Suspect> for Denial {
+    fn from(suspect: Suspect) -> Self {
+        let denial = Self::new(StatusCode::SERVICE_UNAVAILABLE, "ClockSuspect", suspect.to_string());
+        Self { after: Some(CLOCK_AGAIN), ..denial }
     }
 }
 
@@ -132,7 +144,7 @@ impl Issuer {
         namespace: String,
         view: watch::Receiver<Arc<View>>,
         events: Events,
-        (metrics, audit): (Arc<Metrics>, Arc<Audit>),
+        (metrics, audit, clock): (Arc<Metrics>, Arc<Audit>, Clock),
     ) -> (Self, impl Future<Output = ()> + Send) {
         let closed = CancellationToken::new();
         let gate = Arc::new(Gate::new());
@@ -144,7 +156,7 @@ impl Issuer {
             tokio::join!(keeper.keep(replicas, token.clone()), writer.keep(begins, token.clone()));
         };
         let budgets = Budgets::default();
-        let issuer = Self { client, view, metrics, audit, gate, budgets, ledgers, _open: closed.drop_guard() };
+        let issuer = Self { client, view, metrics, audit, clock, gate, budgets, ledgers, _open: closed.drop_guard() };
         (issuer, beside)
     }
 
@@ -157,6 +169,7 @@ impl Issuer {
         line: &mut Line,
     ) -> Result<CertificateResponse, Denial> {
         let bad = |error: &dyn std::fmt::Display, code| Denial::new(StatusCode::BAD_REQUEST, code, error.to_string());
+        self.clock.check()?;
         let token = asker::token(headers)?;
         let der = BASE64_STANDARD.decode(&request.csr).map_err(|error| bad(&error, "CsrMalformed"))?;
         let csr = Csr::parse(&der).map_err(|error| bad(&error, error.code()))?;
@@ -169,6 +182,8 @@ impl Issuer {
         line.server_uid = Some(server.uid.clone());
         line.issuer = Some(authority.key_id().to_owned());
         line.revision = revision;
+        // The API server has answered since, and told the time.
+        self.clock.check()?;
         let now = telemetry::now();
         self.budgets.spend(&pod.uid, domain.lifetime_seconds, now).map_err(|seconds| Denial {
             status: StatusCode::TOO_MANY_REQUESTS,

@@ -16,7 +16,7 @@ use super::harness::{Plan, Seen, Sidecar, address, control, echo, read_out};
 use crate::support::{
     applications::{Application, Behaviour},
     control::Server,
-    domain::Certified,
+    domain::{Certified, SKEW},
     eventually, soon, wire,
 };
 
@@ -97,8 +97,8 @@ async fn an_identity_that_is_withdrawn_is_cut_and_refused_with_what_was_issued_b
     echo(&mut open, b"before").await.unwrap();
     let withdrawal = Withdrawal {
         id: control.domain.id("client"),
-        // Leaves are dated back half a minute.
-        starting_before: telemetry::now().as_second() - 29,
+        // Leaves are dated back.
+        starting_before: telemetry::now().as_second() - i64::from(SKEW) + 1,
         reason: WithdrawnDetail::IssuedBefore,
     };
     let narrowed = withdrawal.clone();
@@ -202,7 +202,7 @@ async fn a_suspended_server_refuses_everything_and_asks_for_no_certificate_until
     control.change_brief(&uid, |brief| {
         brief.standing = Standing::Suspended;
         let reason = WithdrawnDetail::Suspended;
-        let starting_before = telemetry::now().as_second() - 29;
+        let starting_before = telemetry::now().as_second() - i64::from(SKEW) + 1;
         brief.scopes[0].revocation.as_mut().unwrap().withdrawn = vec![Withdrawal { id: own, starting_before, reason }];
         // Both would bring a renewal at any other time.
         brief.lifetime_seconds += 1;
