@@ -28,7 +28,7 @@ use crate::{
         authority::{Authority, Serial, Validity},
         bundle::Bundle,
         csr::{self, Csr, Names},
-        ledger::{Holder, Ledger, Owner, Record, key_text},
+        ledger::{Holder, Ledger, Record, key_text},
     },
     plan::secrets::{FINGERPRINT_ANNOTATION, SERIAL_ANNOTATION, SecretSeen},
     telemetry,
@@ -158,7 +158,6 @@ async fn record(
     let validity = authority.leaf_validity(domain.lifetime_seconds, domain.skew_seconds, now);
     let validity = validity.map_err(|error| register(&error))?;
     let serial = Serial::from_random(telemetry::random());
-    let owner = Owner { id: server.id.clone(), uid: server.uid.clone() };
     let record = Record {
         serial,
         holder: Holder::Secret(secret.to_owned()),
@@ -168,7 +167,7 @@ async fn record(
         recorded: now,
         revoked: None,
     };
-    ledger.append(&owner, record, now).map_err(|error| register(&error))?;
+    ledger.append(&server.owner(), record, now).map_err(|error| register(&error))?;
     issuance::put(&api, held.map(|map| map.metadata), &server.key, &ledger).await?;
     Ok((serial, validity))
 }

@@ -55,9 +55,6 @@ pub enum Unrecorded {
     /// Others wrote first, each time.
     #[error("the ledger changes too often; try again")]
     Conflict,
-    /// Its server was deleted and created anew while it waited.
-    #[error("the server was created anew meanwhile; try again")]
-    CreatedAnew,
 }
 
 impl Unrecorded {
@@ -65,7 +62,7 @@ impl Unrecorded {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Ledger(error) => error.code(),
-            Self::Conflict | Self::CreatedAnew => "LedgerConflict",
+            Self::Conflict => "LedgerConflict",
         }
     }
 
@@ -109,8 +106,8 @@ struct Held {
 impl Intake {
     /// For `wanted`, in the order in which they came; `remembered` is the ledger as it was last written.
     pub fn new(wanted: Vec<(Owner, Record)>, remembered: Option<Ledger>) -> Option<Self> {
-        // Whoever came last knows the server that there is now.
-        let owner = wanted.last()?.0.clone();
+        // Some may have come before their server was created anew. Of two that are equally old the last one counts.
+        let owner = wanted.iter().map(|(owner, _)| owner).max_by_key(|owner| owner.created)?.clone();
         let held = remembered.map(|ledger| Held { ledger, remembered: true });
         Some(Self { owner, wanted, held, answers: vec![], tries: 0 })
     }
@@ -162,7 +159,7 @@ impl Intake {
         now: Timestamp,
     ) -> Result<Recorded, Unrecorded> {
         if *owner != self.owner {
-            return Err(Unrecorded::CreatedAnew);
+            return Err(LedgerError::CreatedAnew.into());
         }
         if let Some(Record { serial, validity, .. }) = ledger.repeated(&record.holder, &record.key, now)? {
             return Ok(Recorded { serial: *serial, validity: *validity, occasion: Occasion::Repeated });

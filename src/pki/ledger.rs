@@ -16,7 +16,9 @@ use crate::identity::SpiffeId;
 pub const MAX_RECORDS: usize = 4096;
 /// A pod may ask again for the same key this long and gets the same certificate, in seconds.
 const RETRY_SECONDS: i64 = 300;
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
+/// It says nothing of when the owner was created, so that any other counts as newer.
+const FORMAT_BEFORE: &str = "2";
 /// A revoked certificate stays listed so long after its end, in seconds: one more CRL says so.
 const LISTED_AFTER_END: i64 = 3_600;
 /// What a record of a certificate in a Secret says instead of a pod's UID; the Secret's name follows.
@@ -57,6 +59,16 @@ pub struct Owner {
     pub id: SpiffeId,
     /// UID of the `TrustedServer`: one that is created anew does not inherit the certificates of the one before.
     pub uid: String,
+    /// When it was created: UIDs have no order.
+    pub created: Timestamp,
+}
+
+impl Owner {
+    /// Whether it was created after the object with `uid`, which had its name. Of two that were created within one second
+    /// nobody can tell: neither is turned away.
+    pub fn follows(&self, uid: &str, created: Timestamp) -> bool {
+        self.uid != uid && self.created > created
+    }
 }
 
 /// The ledger of one server.
@@ -76,6 +88,9 @@ pub enum LedgerError {
     /// The key belongs to another pod, or is too old to be asked for again.
     #[error("this key was certified before; a new certificate needs a new key")]
     KeyReused,
+    /// It is asked for by a server that was deleted and created anew meanwhile.
+    #[error("the server was created anew meanwhile; try again")]
+    CreatedAnew,
     /// Not a ledger.
     #[error("line {0} of the ledger cannot be read")]
     Unreadable(usize),
@@ -87,6 +102,7 @@ impl LedgerError {
         match self {
             Self::Full => "LedgerFull",
             Self::KeyReused => "KeyReused",
+            Self::CreatedAnew => "LedgerConflict",
             Self::Unreadable(_) => "LedgerTampered",
         }
     }
@@ -96,13 +112,15 @@ impl Ledger {
     /// Reads a ConfigMap's data; no data is an empty ledger.
     pub fn parse(data: &BTreeMap<String, String>) -> Result<Self, LedgerError> {
         let Some(text) = data.get("records") else { return Ok(Self::default()) };
-        if data.get("format").map(String::as_str) != Some(FORMAT) {
-            return Err(LedgerError::Unreadable(0));
-        }
+        let created = match data.get("format").map(String::as_str) {
+            Some(FORMAT) => data.get("serverCreated").and_then(|text| text.parse().ok()),
+            Some(FORMAT_BEFORE) => Some(Timestamp::UNIX_EPOCH),
+            _ => return Err(LedgerError::Unreadable(0)),
+        };
         let owner = match (data.get("identity"), data.get("serverUID")) {
             (Some(id), Some(uid)) => {
                 let id = SpiffeId::parse(id).map_err(|_| LedgerError::Unreadable(0))?;
-                Some(Owner { id, uid: uid.clone() })
+                Some(Owner { id, uid: uid.clone(), created: created.ok_or(LedgerError::Unreadable(0))? })
             }
             _ => None,
         };
@@ -115,8 +133,9 @@ impl Ledger {
     /// The ConfigMap's data.
     pub fn render(&self) -> BTreeMap<String, String> {
         let records = self.records.iter().map(line).collect::<String>();
-        let owner =
-            self.owner.iter().flat_map(|owner| [("identity", owner.id.to_string()), ("serverUID", owner.uid.clone())]);
+        let owner = self.owner.iter().flat_map(|Owner { id, uid, created }| {
+            [("identity", id.to_string()), ("serverUID", uid.clone()), ("serverCreated", created.to_string())]
+        });
         [("format", FORMAT.to_owned()), ("sequence", self.sequence.to_string()), ("records", records)]
             .into_iter()
             .chain(owner)
@@ -146,9 +165,13 @@ impl Ledger {
         if found.holder == *holder && fresh { Ok(Some(found)) } else { Err(LedgerError::KeyReused) }
     }
 
-    /// Drops what expired and adds `record`, a certificate of `owner`; what an earlier owner held is taken back.
+    /// Drops what expired and adds `record`, a certificate of `owner`; what an earlier owner held is taken back. An
+    /// earlier owner itself is turned away: whoever asks for it does not see yet that there is another one.
     pub fn append(&mut self, owner: &Owner, record: Record, now: Timestamp) -> Result<(), LedgerError> {
-        if self.owner.as_ref().is_some_and(|before| before != owner) {
+        if self.owner.as_ref().is_some_and(|held| held.follows(&owner.uid, owner.created)) {
+            return Err(LedgerError::CreatedAnew);
+        }
+        if self.owner.as_ref().is_some_and(|held| (&held.id, &held.uid) != (&owner.id, &owner.uid)) {
             let all: Vec<_> = self.records.iter().map(|record| (record.serial, Reason::ServerDeleted)).collect();
             self.revoke(&all, now);
         }
@@ -255,7 +278,7 @@ mod tests {
 
     fn owner(uid: &str) -> Owner {
         let id = SpiffeId::parse("spiffe://contoso.example/ns/sip/server/front-end").unwrap();
-        Owner { id, uid: uid.to_owned() }
+        Owner { id, uid: uid.to_owned(), created: at(uid.parse().unwrap()) }
     }
 
     fn sample(number: u8, key: &str) -> Record {
@@ -335,6 +358,34 @@ mod tests {
         ledger.append(&owner("2"), sample(2, "k2"), at(400)).unwrap();
         let revoked: Vec<_> = ledger.records().iter().map(|record| record.revoked).collect();
         assert_eq!(revoked, [Some((at(400), Reason::ServerDeleted)), None]);
+    }
+
+    #[test]
+    fn who_still_sees_the_server_before_takes_nothing_back_of_the_one_that_was_created_anew() {
+        let mut ledger = Ledger::default();
+        ledger.append(&owner("2"), sample(1, "k1"), at(300)).unwrap();
+        let before = ledger.clone();
+        assert_eq!(ledger.append(&owner("1"), sample(2, "k2"), at(400)), Err(LedgerError::CreatedAnew));
+        assert_eq!(ledger, before);
+        // Within one second there is no order: a server must never be locked out of its own ledger.
+        let twin = Owner { uid: "0".to_owned(), ..owner("2") };
+        ledger.append(&twin, sample(3, "k3"), at(400)).unwrap();
+        assert_eq!(ledger.owner(), Some(&twin));
+    }
+
+    #[test]
+    fn a_ledger_of_the_format_before_is_read_and_its_owner_goes_on() {
+        let mut ledger = Ledger::default();
+        ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
+        let mut data = ledger.render();
+        data.insert("format".to_owned(), FORMAT_BEFORE.to_owned());
+        data.remove("serverCreated");
+        let mut read = Ledger::parse(&data).unwrap();
+        read.append(&owner("1"), sample(2, "k2"), at(400)).unwrap();
+        assert!(read.records().iter().all(|record| record.is_live(at(400))), "it is the same server");
+        assert_eq!(Ledger::parse(&read.render()).unwrap().owner(), Some(&owner("1")));
+        data.insert("format".to_owned(), FORMAT.to_owned());
+        assert_eq!(Ledger::parse(&data), Err(LedgerError::Unreadable(0)), "the new one says when");
     }
 
     #[test]

@@ -20,6 +20,11 @@ pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
+/// When every server here was created.
+pub(super) fn created() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
 fn domain() -> TrustDomain {
     serde_saphyr::from_str(
         "{apiVersion: entente.dev/v1alpha1, kind: TrustDomain, metadata: {name: contoso, uid: d1, generation: 1},
@@ -31,8 +36,9 @@ fn domain() -> TrustDomain {
 pub(super) fn server(name: &str, ports: &str) -> TrustedServer {
     serde_saphyr::from_str(&format!(
         "{{apiVersion: entente.dev/v1alpha1, kind: TrustedServer,
-           metadata: {{name: {name}, namespace: shop, uid: u-{name}, generation: 1, creationTimestamp: '2026-01-01T00:00:00Z'}},
-           spec: {{selector: {{matchLabels: {{app: {name}}}}}, serviceAccountName: {name}, ports: {ports}}}}}"
+           metadata: {{name: {name}, namespace: shop, uid: u-{name}, generation: 1, creationTimestamp: '{}'}},
+           spec: {{selector: {{matchLabels: {{app: {name}}}}}, serviceAccountName: {name}, ports: {ports}}}}}",
+        created()
     ))
     .unwrap()
 }
@@ -154,7 +160,7 @@ pub(super) fn record(number: u8, pod: &str, end: i64) -> Record {
 
 pub(super) fn ledger(server: &ServerKey, records: &[Record]) -> LedgerSeen {
     let id = SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), &server.namespace, &server.name).unwrap();
-    let owner = Owner { id, uid: format!("u-{}", server.name) };
+    let owner = Owner { id, uid: format!("u-{}", server.name), created: created() };
     let mut ledger = Ledger::default();
     for record in records {
         ledger.append(&owner, record.clone(), at(100)).unwrap();

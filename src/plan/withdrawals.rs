@@ -138,6 +138,9 @@ struct Context<'a> {
 
 impl Context<'_> {
     fn fate(&self, key: &ServerKey, server: Option<&Server>, ledger: &Ledger) -> Fate {
+        if self.lags(key, ledger) {
+            return Fate::Stands;
+        }
         let Some(server) = server else {
             return if self.left(key) { Fate::Deleted } else { Fate::Stands };
         };
@@ -153,6 +156,15 @@ impl Context<'_> {
             Some(moment) => Fate::IssuedBefore(moment),
             None => Fate::Stands,
         }
+    }
+
+    /// Whether the ledger is already of a server that was created after the one that we still see.
+    fn lags(&self, key: &ServerKey, ledger: &Ledger) -> bool {
+        let object = self.world.declared.servers.iter().find(|object| ServerKey::of(object) == *key);
+        object.map(|object| &object.metadata).zip(ledger.owner()).is_some_and(|(seen, owner)| {
+            let created = seen.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+            owner.follows(seen.uid.as_deref().unwrap_or_default(), created)
+        })
     }
 
     /// Whether a server that does not resolve is gone on purpose. One that is only broken keeps what it has.

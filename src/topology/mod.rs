@@ -25,7 +25,7 @@ use crate::{
     api::{ProxyResources, RotationSpec, TrustDomain, TrustedServer},
     brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, Standing},
     identity::{DnsName, SpiffeId},
-    pki::authority::Serial,
+    pki::{authority::Serial, ledger::Owner},
 };
 use facts::{PodFacts, ServiceFacts};
 
@@ -177,6 +177,13 @@ pub struct Server {
     pub drain_seconds: u32,
     /// Requests and limits of its sidecars.
     pub resources: ProxyResources,
+}
+
+impl Server {
+    /// As its ledger names it.
+    pub fn owner(&self) -> Owner {
+        Owner { id: self.id.clone(), uid: self.uid.clone(), created: self.created }
+    }
 }
 
 /// A declared port.

@@ -26,7 +26,7 @@ use crate::{
     pki::{
         self,
         intake::{Intake, MOST, Next, Occasion, Recorded, Unrecorded},
-        ledger::{Ledger, Owner, Record},
+        ledger::{Ledger, Record},
     },
     sidecar, telemetry,
     topology::{Server, ServerKey},
@@ -141,8 +141,7 @@ impl Ledgers {
     }
 
     async fn write(&self, key: &ServerKey, batch: Vec<Waiting>, remembered: Remembered) -> Remembered {
-        let owner = |server: &Server| Owner { id: server.id.clone(), uid: server.uid.clone() };
-        let wanted = batch.iter().map(|one| (owner(&one.server), one.record.clone())).collect();
+        let wanted = batch.iter().map(|one| (one.server.owner(), one.record.clone())).collect();
         let (meta, ledger) = remembered.map_or((None, None), |(meta, ledger)| (Some(meta), Some(ledger)));
         match self.exchange(key, Intake::new(wanted, ledger)?, meta).await {
             Ok((answers, remembered)) => {
