@@ -161,7 +161,7 @@ impl Intake {
         if *owner != self.owner {
             return Err(LedgerError::CreatedAnew.into());
         }
-        if let Some(Record { serial, validity, .. }) = ledger.repeated(&record.holder, &record.key, now)? {
+        if let Some(Record { serial, validity, .. }) = ledger.repeated(record, now)? {
             return Ok(Recorded { serial: *serial, validity: *validity, occasion: Occasion::Repeated });
         }
         let before = ledger.records().iter().any(|one| one.holder == record.holder);

@@ -158,11 +158,13 @@ impl Ledger {
         &self.records
     }
 
-    /// The record of an earlier request of the same pod for the same key, if it may be answered again.
-    pub fn repeated(&self, holder: &Holder, key: &str, now: Timestamp) -> Result<Option<&Record>, LedgerError> {
-        let Some(found) = self.records.iter().find(|record| record.key == key) else { return Ok(None) };
+    /// The record of an earlier request of the same pod for the same key, if it may be answered again: the same authority
+    /// must sign it, since its serial is taken back by that one's list.
+    pub fn repeated(&self, wanted: &Record, now: Timestamp) -> Result<Option<&Record>, LedgerError> {
+        let Some(found) = self.records.iter().find(|record| record.key == wanted.key) else { return Ok(None) };
         let fresh = now <= shift(found.recorded, RETRY_SECONDS) && found.revoked.is_none();
-        if found.holder == *holder && fresh { Ok(Some(found)) } else { Err(LedgerError::KeyReused) }
+        let same = found.holder == wanted.holder && found.issuer == wanted.issuer;
+        if same && fresh { Ok(Some(found)) } else { Err(LedgerError::KeyReused) }
     }
 
     /// Drops what expired and adds `record`, a certificate of `owner`; what an earlier owner held is taken back. An
@@ -309,16 +311,15 @@ mod tests {
     fn a_retry_of_the_same_pod_and_key_is_answered_again_and_any_other_reuse_is_refused() {
         let mut ledger = Ledger::default();
         ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
-        assert!(ledger.repeated(&pod(1), "k1", at(600)).unwrap().is_some());
-        assert!(ledger.repeated(&pod(1), "k2", at(600)).unwrap().is_none());
-        assert_eq!(ledger.repeated(&pod(2), "k1", at(600)), Err(LedgerError::KeyReused));
-        assert_eq!(ledger.repeated(&pod(1), "k1", at(601)), Err(LedgerError::KeyReused));
+        let again = sample(9, "k1");
+        assert!(ledger.repeated(&again, at(600)).unwrap().is_some());
+        assert!(ledger.repeated(&sample(9, "k2"), at(600)).unwrap().is_none());
+        let other = |wanted: Record| assert_eq!(ledger.repeated(&wanted, at(600)), Err(LedgerError::KeyReused));
+        other(Record { holder: pod(2), ..again.clone() });
+        other(Record { issuer: "bb".into(), ..again.clone() });
+        assert_eq!(ledger.repeated(&again, at(601)), Err(LedgerError::KeyReused));
         ledger.revoke(&[(sample(1, "").serial, Reason::Suspended)], at(400));
-        assert_eq!(
-            ledger.repeated(&pod(1), "k1", at(600)),
-            Err(LedgerError::KeyReused),
-            "a revoked one is not signed again"
-        );
+        assert_eq!(ledger.repeated(&again, at(600)), Err(LedgerError::KeyReused), "a revoked one is not signed again");
     }
 
     #[test]
