@@ -14,6 +14,8 @@ use crate::identity::SpiffeId;
 
 /// Lines in one ledger.
 pub const MAX_RECORDS: usize = 4096;
+/// Certificates that one pod may have in use: three follow each other, the rest is for restarts of its sidecar.
+const MAX_LIVE: usize = 8;
 /// A pod may ask again for the same key this long and gets the same certificate, in seconds.
 const RETRY_SECONDS: i64 = 300;
 const FORMAT: &str = "3";
@@ -181,10 +183,21 @@ impl Ledger {
         if self.records.len() >= MAX_RECORDS {
             return Err(LedgerError::Full);
         }
+        self.supersede(&record.holder, now);
         self.owner = Some(owner.clone());
         self.records.push(record);
         self.sequence += 1;
         Ok(())
+    }
+
+    /// Makes room for one more certificate of a pod: it uses the last one that it got, so the first are nobody's. What
+    /// software does that takes its key from a Secret, nobody knows.
+    fn supersede(&mut self, holder: &Holder, now: Timestamp) {
+        let own = self.records.iter().filter(|record| record.holder == *holder && record.is_live(now));
+        let own: Vec<_> = own.map(|record| (record.serial, Reason::Superseded)).collect();
+        if let Holder::Pod(_) = holder {
+            self.revoke(&own[..(own.len() + 1).saturating_sub(MAX_LIVE)], now);
+        }
     }
 
     /// Marks certificates as taken back, where they are not yet; answers what changed.
@@ -326,11 +339,40 @@ mod tests {
     fn expired_records_leave_and_a_full_ledger_refuses() {
         let mut ledger = Ledger::default();
         for number in 0..MAX_RECORDS {
-            ledger.append(&owner("1"), sample(1, &number.to_string()), at(300)).unwrap();
+            let holder = Holder::Pod(number.to_string());
+            ledger.append(&owner("1"), Record { holder, ..sample(1, &number.to_string()) }, at(300)).unwrap();
         }
         assert_eq!(ledger.append(&owner("1"), sample(1, "one more"), at(300)), Err(LedgerError::Full));
         ledger.append(&owner("1"), sample(1, "later"), at(1001)).unwrap();
         assert_eq!(ledger.records().len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_asks_again_and_again_loses_its_first_certificates_and_never_the_last() {
+        let mut ledger = Ledger::default();
+        let other = Record { holder: pod(2), ..sample(200, "other") };
+        ledger.append(&owner("1"), other.clone(), at(300)).unwrap();
+        for number in 1..=30 {
+            ledger.append(&owner("1"), sample(number, &number.to_string()), at(300)).unwrap();
+            let live: Vec<&Record> =
+                ledger.records().iter().filter(|one| one.holder == pod(1) && one.is_live(at(300))).collect();
+            assert_eq!(live.len(), usize::from(number).min(MAX_LIVE));
+            assert_eq!(live.last().unwrap().serial, sample(number, "").serial, "the last one is the one in use");
+        }
+        let superseded = Some((at(300), Reason::Superseded));
+        assert_eq!(ledger.records().iter().filter(|one| one.revoked == superseded).count(), 30 - MAX_LIVE);
+        assert_eq!(ledger.records()[0], other, "others keep theirs");
+        assert_eq!(Ledger::parse(&ledger.render()).unwrap(), ledger);
+    }
+
+    #[test]
+    fn software_that_takes_its_key_from_a_secret_keeps_what_it_may_still_use() {
+        let mut ledger = Ledger::default();
+        for number in 1..=30 {
+            let record = Record { holder: Holder::Secret("key".into()), ..sample(number, &number.to_string()) };
+            ledger.append(&owner("1"), record, at(300)).unwrap();
+        }
+        assert!(ledger.records().iter().all(|record| record.is_live(at(300))));
     }
 
     #[test]

@@ -209,8 +209,8 @@ fn a_sidecar_is_told_no_more_than_it_can_hold_and_what_somebody_decided_first() 
         for number in 0..count {
             let mut bytes = [index; 16];
             bytes[8..].copy_from_slice(&(number as u64).to_be_bytes());
-            let one =
-                Record { serial: Serial::from_random(bytes), key: number.to_string(), ..record(1, "pod-web", 10_000) };
+            let holder = Holder::Pod(number.to_string());
+            let one = Record { serial: Serial::from_random(bytes), holder, ..record(1, "", 10_000) };
             ledger.append(&owner, one, at(100)).unwrap();
         }
         ledger
