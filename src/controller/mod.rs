@@ -9,6 +9,7 @@ mod channel;
 mod events;
 mod health;
 mod issuance;
+mod ledgers;
 mod proxies;
 mod replicas;
 mod secrets;
@@ -52,6 +53,7 @@ use crate::{
 };
 use apply::{ApplyError, Cluster};
 use audit::Audit;
+use ledgers::Ledgers;
 use proxies::Proxies;
 use serving::ControlPlane;
 use stores::Stores;
@@ -130,13 +132,9 @@ async fn replica(
     watches.spawn(write_events);
     let ready = Arc::new(AtomicBool::new(false));
     let audit = Arc::new(Audit::new(telemetry::random()));
-    let (issuer, issuing) = issuance::Issuer::new(
-        client.clone(),
-        config.namespace.clone(),
-        view.clone(),
-        events.clone(),
-        (Arc::clone(&metrics), Arc::clone(&audit)),
-    );
+    let (ledgers, writer) = Ledgers::new(client.clone(), config.namespace.clone(), events.clone());
+    let about = (Arc::clone(&metrics), Arc::clone(&audit));
+    let (issuer, issuing) = issuance::Issuer::new(client.clone(), view.clone(), ledgers.clone(), about);
     let stopped = shutdown.clone();
     servers.spawn(async move {
         // What waits when the replica is told to end is still written, if it is quick.
@@ -144,7 +142,7 @@ async fn replica(
             stopped.cancelled().await;
             tokio::time::sleep(serving::PATIENCE).await;
         };
-        tokio::select! { () = issuing => {}, () = late => {} }
+        tokio::select! { _ = async { tokio::join!(issuing, writer.keep()) } => {}, () = late => {} }
     });
     let [channel, hook, health] = listeners;
     let tls = Arc::new(ArcSwap::from_pointee(control.server(telemetry::now())?));
@@ -176,7 +174,7 @@ async fn replica(
         let _ = stopped.run_until_cancelled(follow).await;
     });
     let namespace = config.namespace.clone();
-    let seat = Seat { client, namespace, stores, proxies, metrics, audit, events, publish, leads };
+    let seat = Seat { client, namespace, stores, proxies, metrics, audit, ledgers, events, publish, leads };
     seat.run(&signal, &ready, shutdown).await;
     Ok(())
 }
@@ -244,6 +242,7 @@ struct Seat {
     proxies: Arc<Proxies>,
     metrics: Arc<health::Metrics>,
     audit: Arc<Audit>,
+    ledgers: Ledgers,
     events: events::Events,
     publish: latest::Sender<Arc<View>>,
     leads: latest::Receiver<bool>,
@@ -331,7 +330,8 @@ impl Seat {
     async fn write_secret(&self, server: &Server, fingerprint: &str, topology: &Topology) -> Result<(), ApplyError> {
         let domain = topology.domain(&server.domain).ok_or(ApplyError::Conflict)?;
         let names = plan::secrets::names(topology, server);
-        secrets::write(&self.client, &self.namespace, &self.audit, (server, domain, names), fingerprint).await
+        let tell = (&*self.audit, &self.ledgers);
+        secrets::write(&self.client, &self.namespace, tell, (server, domain, names), fingerprint).await
     }
 
     /// An Event where something was taken back, a rotation moved, or a status says something new that needs a person.
