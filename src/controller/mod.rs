@@ -339,8 +339,6 @@ impl Seat {
         for news in plan::news(step, world, topology) {
             let News { about, warning, reason, action, note } = news;
             let type_ = if warning { EventType::Warning } else { EventType::Normal };
-            let domain =
-                |name: &String| world.declared.domains.iter().find(|one| one.metadata.name.as_ref() == Some(name));
             match &about {
                 Key::Server(key) => {
                     if let Some(server) = topology.server(key) {
@@ -348,7 +346,7 @@ impl Seat {
                     }
                 }
                 Key::Domain(name) => {
-                    if let Some(object) = domain(name) {
+                    if let Some(object) = world.declared.domain(name) {
                         self.events.about_domain(object, type_, reason, action, note);
                     }
                 }

@@ -271,8 +271,7 @@ fn due(validity: Validity, domain: &Domain) -> Timestamp {
 }
 
 fn lists(domain: &Domain, world: &World, withdrawals: &Withdrawals) -> Lists {
-    let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(&domain.name));
-    let status = object.and_then(|object| object.status.as_ref()?.crl.as_ref());
+    let status = world.declared.domain(&domain.name).and_then(|object| object.status.as_ref()?.crl.as_ref());
     Lists {
         listed: fitting(withdrawals.listed()).0,
         lifetime_seconds: domain.lifetime_seconds,

@@ -222,7 +222,7 @@ fn holds(topology: &Topology, world: &World, taken: &BTreeMap<String, Withdrawal
 /// Where briefs of a domain stand: the revision that was published of exactly what this topology holds.
 pub fn published(topology: &Topology, world: &World, domain: &str) -> Option<Cursor> {
     let digest = &topology.domain(domain)?.digest;
-    let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(domain))?;
+    let object = world.declared.domain(domain)?;
     let status = object.status.as_ref().filter(|status| status.topology_digest == *digest)?;
     let revision = u64::try_from(status.topology_revision).ok()?;
     Some(Cursor { domain: object.metadata.uid.clone().unwrap_or_default(), revision, hash: String::new() })
@@ -241,11 +241,9 @@ pub fn usable<'a>(world: &'a World, domain: &str) -> Option<&'a AuthorityFacts> 
 
 fn first_domain(world: &World, plan: &mut Plan) {
     let Some(wanted) = &world.first_domain else { return };
-    let exists = world.declared.domains.iter().any(|domain| domain.metadata.name == wanted.metadata.name);
-    let unreadable = world.unreadable.iter().any(|(key, _)| match key {
-        Key::Domain(name) => Some(name) == wanted.metadata.name.as_ref(),
-        Key::Server(_) => false,
-    });
+    let name = wanted.metadata.name.as_deref().unwrap_or_default();
+    let exists = world.declared.domain(name).is_some();
+    let unreadable = world.unreadable.iter().any(|(key, _)| *key == Key::Domain(name.to_owned()));
     if !exists && !unreadable {
         plan.steps.push(Step::CreateDomain(Box::new(wanted.clone())));
     }

@@ -87,6 +87,22 @@ pub struct Declared {
     pub services: Vec<ServiceFacts>,
 }
 
+impl Declared {
+    /// The object of a domain.
+    pub fn domain(&self, name: &str) -> Option<&TrustDomain> {
+        self.domains.iter().find(|object| object.metadata.name.as_deref() == Some(name))
+    }
+
+    /// The object of a server.
+    pub fn server(&self, key: &ServerKey) -> Option<&TrustedServer> {
+        let ServerKey { namespace, name } = key;
+        self.servers.iter().find(|object| {
+            let meta = &object.metadata;
+            meta.name.as_deref() == Some(name) && meta.namespace.as_deref() == Some(namespace)
+        })
+    }
+}
+
 /// What the declarations mean.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Topology {

@@ -63,8 +63,7 @@ pub(super) fn all(
 
 /// Key identifier of the issuer that a domain's status names.
 pub(super) fn active_key<'a>(world: &'a World, domain: &str) -> Option<&'a str> {
-    let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(domain))?;
-    object.status.as_ref()?.active_key_id.as_deref()
+    world.declared.domain(domain)?.status.as_ref()?.active_key_id.as_deref()
 }
 
 fn problems_of<'a>(problems: &'a [(Key, Problem)], key: &Key) -> Vec<&'a Problem> {
