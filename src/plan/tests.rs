@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{briefs::Trust, *};
+use super::{
+    briefs::Trust,
+    withdrawals::{Withdrawals, withdrawals},
+    *,
+};
 use crate::{
     api::TrustedServer,
     identity::{DnsName, Identity, SpiffeId},
@@ -102,7 +106,7 @@ pub(super) fn world(servers: Vec<TrustedServer>, pods: Vec<PodFacts>) -> World {
 }
 
 /// Applies the status steps of plans until there are none.
-fn settle(world: &mut World, now: Timestamp) -> Plan {
+pub(super) fn settle(world: &mut World, now: Timestamp) -> Plan {
     for _ in 0..8 {
         let (topology, problems) = Topology::resolve(&world.declared);
         let next = plan(&topology, &problems, world, now);
@@ -180,7 +184,7 @@ fn is(status: &str, reason: &str) -> (String, String) {
 }
 
 /// The sidecar of `app` has its current brief in force.
-fn follow(world: &mut World, app: &str, now: Timestamp) {
+pub(super) fn follow(world: &mut World, app: &str, now: Timestamp) {
     let (topology, _) = Topology::resolve(&world.declared);
     let (server, pod) = topology.pod(&format!("pod-{app}")).unwrap();
     let revision = published(&topology, world, "contoso").unwrap();
