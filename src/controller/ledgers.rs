@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{
     apply::{ApplyError, within},
+    audit::{Audit, Line},
     events::Events,
     stores::{LEDGER, PART},
 };
@@ -57,6 +58,7 @@ struct Shared {
     client: Client,
     namespace: String,
     events: Events,
+    audit: Arc<Audit>,
     lanes: Mutex<BTreeMap<ServerKey, VecDeque<Waiting>>>,
     room: Semaphore,
 }
@@ -93,10 +95,10 @@ pub(super) enum NotRecorded {
 type Remembered = Option<(ObjectMeta, Ledger)>;
 
 impl Ledgers {
-    pub(super) fn new(client: Client, namespace: String, events: Events) -> (Self, Writer) {
+    pub(super) fn new(client: Client, namespace: String, events: Events, audit: Arc<Audit>) -> (Self, Writer) {
         let (begun, begins) = mpsc::unbounded_channel();
         let room = Semaphore::new(AT_ONCE);
-        let shared = Arc::new(Shared { client, namespace, events, lanes: Mutex::default(), room });
+        let shared = Arc::new(Shared { client, namespace, events, audit, lanes: Mutex::default(), room });
         (Self { shared: Arc::clone(&shared), begun }, Writer { shared, begins })
     }
 
@@ -226,7 +228,12 @@ impl Shared {
                     held = meta;
                 }
                 Next::Write(ledger) => match put(&api, held.take(), key, &ledger).await {
-                    Ok(meta) => return Ok((intake.was_written(), Some((meta, ledger)))),
+                    Ok(meta) => {
+                        for (owner, record) in intake.taken(&ledger) {
+                            self.audit.tell(Line::revoked(key, Some(&owner), &record));
+                        }
+                        return Ok((intake.was_written(), Some((meta, ledger))));
+                    }
                     Err(ApplyError::Conflict) => {
                         intake.was_lost();
                         tokio::time::sleep(Duration::from_millis(20).mul_f64(1.0 + 4.0 * telemetry::jitter())).await;
@@ -316,7 +323,7 @@ mod tests {
         let nowhere = Client::try_from(Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
         let (_, view) = watch::channel(Arc::new(View::default()));
         let (events, _) = Events::new(nowhere.clone(), "test".to_owned(), view, Arc::new(Metrics::new()));
-        Ledgers::new(nowhere, "entente-system".to_owned(), events)
+        Ledgers::new(nowhere, "entente-system".to_owned(), events, Arc::new(Audit::new([0; 8])))
     }
 
     fn server() -> Server {

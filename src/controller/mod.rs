@@ -132,7 +132,8 @@ async fn replica(
     watches.spawn(write_events);
     let ready = Arc::new(AtomicBool::new(false));
     let audit = Arc::new(Audit::new(telemetry::random()));
-    let (ledgers, writer) = Ledgers::new(client.clone(), config.namespace.clone(), events.clone());
+    let namespace = config.namespace.clone();
+    let (ledgers, writer) = Ledgers::new(client.clone(), namespace, events.clone(), Arc::clone(&audit));
     let about = (Arc::clone(&metrics), Arc::clone(&audit));
     let (issuer, issuing) = issuance::Issuer::new(client.clone(), view.clone(), ledgers.clone(), about);
     let stopped = shutdown.clone();

@@ -1,6 +1,8 @@
 //! How certificates that are asked for together come into a ledger: one compare-and-swap for all of them. The machine
 //! says what to do next; the shell reads and writes, a test's map too. What it answers stands in the ledger already.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::{
@@ -134,6 +136,16 @@ impl Intake {
     /// The ledger as it is.
     pub fn was_read(&mut self, ledger: Ledger) {
         self.held = Some(Held { ledger, remembered: false });
+    }
+
+    /// What is taken back by writing `after`, with whose it was.
+    pub fn taken(&self, after: &Ledger) -> Vec<(Owner, Record)> {
+        let before = self.held.as_ref().map(|held| &held.ledger);
+        let Some((before, owner)) = before.and_then(|before| Some((before, before.owner()?))) else { return vec![] };
+        let is_revoked = |record: &&Record| record.revoked.is_some();
+        let known: BTreeSet<Serial> = before.records().iter().filter(is_revoked).map(|record| record.serial).collect();
+        let new = after.records().iter().filter(is_revoked).filter(|record| !known.contains(&record.serial));
+        new.map(|record| (owner.clone(), record.clone())).collect()
     }
 
     /// What was to be written is durable.

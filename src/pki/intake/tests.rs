@@ -74,6 +74,20 @@ fn who_waited_for_a_server_that_was_created_anew_is_told_so() {
 }
 
 #[test]
+fn what_a_record_takes_back_is_told_once_with_whose_it_was() {
+    let (ledger, _) = written(vec![wanted(1, "a")], Ledger::default());
+    let mut intake = Intake::new(vec![(owner("2"), wanted(2, "b").1)], Some(ledger)).unwrap();
+    let Next::Write(after) = intake.next(at(1)) else { panic!("it is written") };
+    let taken = intake.taken(&after);
+    let told: Vec<_> =
+        taken.iter().map(|(owner, record)| (owner.uid.as_str(), record.serial, record.revoked)).collect();
+    assert_eq!(told, [("1", wanted(1, "a").1.serial, Some((at(1), Reason::ServerDeleted)))]);
+    let mut next = Intake::new(vec![(owner("2"), wanted(3, "c").1)], Some(after)).unwrap();
+    let Next::Write(after) = next.next(at(2)) else { panic!("it is written") };
+    assert_eq!(next.taken(&after), []);
+}
+
+#[test]
 fn what_is_only_remembered_answers_nothing() {
     let (ledger, _) = written(vec![wanted(1, "a")], Ledger::default());
     let mut intake = Intake::new(vec![wanted(1, "a")], Some(ledger.clone())).unwrap();
