@@ -26,13 +26,7 @@ use super::{
 };
 use crate::{
     api::{TrustDomain, TrustedServer},
-    pki::{
-        authority::Serial,
-        crl::{Reason, Revoked},
-        ledger::{Holder, Ledger},
-        register::Register,
-        rotation::Move,
-    },
+    pki::{authority::Serial, crl::Reason, ledger::Ledger, register::Register, rotation::Move},
     plan::{
         Step, World, bundles,
         register::{self, Fresh},
@@ -242,29 +236,9 @@ async fn revoke(
     }
     let next = ConfigMap { data: Some(record.render()), ..held };
     within(api.replace(ledger, &PostParams::default(), &next)).await?;
-    for Revoked { serial, at: _, reason } in done {
-        let held = record.records().iter().find(|one| one.serial == serial);
-        let (holder, owner) = (held.map(|one| &one.holder), record.owner());
-        audit.tell(Line {
-            code: "Revoked".to_owned(),
-            serial: Some(serial.to_string()),
-            id: owner.map(|owner| owner.id.to_string()),
-            pod_uid: holder.and_then(|holder| match holder {
-                Holder::Pod(uid) => Some(uid.clone()),
-                Holder::Secret(_) => None,
-            }),
-            secret: holder.and_then(|holder| match holder {
-                Holder::Secret(name) => Some(name.clone()),
-                Holder::Pod(_) => None,
-            }),
-            key: held.map(|one| one.key.clone()),
-            issuer: held.map(|one| one.issuer.clone()),
-            not_after: held.map(|one| one.validity.not_after.to_string()),
-            server: Some(server.to_string()),
-            server_uid: owner.map(|owner| owner.uid.clone()),
-            reason: Some(reason.word().to_owned()),
-            ..Line::default()
-        });
+    let owner = record.owner();
+    for record in record.records().iter().filter(|record| done.iter().any(|one| one.serial == record.serial)) {
+        audit.tell(Line::revoked(server, owner, record));
     }
     Ok(())
 }

@@ -14,7 +14,11 @@ use tracing::{info, warn};
 
 use crate::{
     identity::{DnsName, SpiffeId},
-    pki,
+    pki::{
+        self,
+        ledger::{Holder, Owner, Record},
+    },
+    topology::ServerKey,
 };
 
 /// Characters of one value.
@@ -96,6 +100,28 @@ impl Line {
             }
         }
         text
+    }
+
+    /// A certificate that is taken back: `record` says why.
+    pub(super) fn revoked(server: &ServerKey, owner: Option<&Owner>, record: &Record) -> Self {
+        let (pod_uid, secret) = match &record.holder {
+            Holder::Pod(uid) => (Some(uid.clone()), None),
+            Holder::Secret(name) => (None, Some(name.clone())),
+        };
+        Self {
+            code: "Revoked".to_owned(),
+            serial: Some(record.serial.to_string()),
+            id: owner.map(|owner| owner.id.to_string()),
+            pod_uid,
+            secret,
+            key: Some(record.key.clone()),
+            issuer: Some(record.issuer.clone()),
+            not_after: Some(record.validity.not_after.to_string()),
+            server: Some(server.to_string()),
+            server_uid: owner.map(|owner| owner.uid.clone()),
+            reason: record.revoked.map(|(_, reason)| reason.word().to_owned()),
+            ..Self::default()
+        }
     }
 
     /// The names of a certificate.

@@ -11,6 +11,7 @@ mod events;
 mod health;
 mod issuance;
 mod leadership;
+mod ledgers;
 mod proxies;
 mod replicas;
 mod secrets;
@@ -54,6 +55,7 @@ use crate::{
 use apply::{ApplyError, Cluster};
 use audit::Audit;
 use clock::Clock;
+use ledgers::Ledgers;
 use proxies::Proxies;
 use serving::ControlPlane;
 use stores::Stores;
@@ -141,13 +143,10 @@ async fn replica(
     watches.spawn(clock.clone().keep(client.clone(), QUIET));
     let ready = Arc::new(AtomicBool::new(false));
     let audit = Arc::new(Audit::new(telemetry::random()));
-    let (issuer, issuing) = issuance::Issuer::new(
-        client.clone(),
-        config.namespace.clone(),
-        view.clone(),
-        events.clone(),
-        (Arc::clone(&metrics), Arc::clone(&audit), clock.clone()),
-    );
+    let namespace = config.namespace.clone();
+    let (ledgers, writer) = Ledgers::new(client.clone(), namespace, events.clone(), Arc::clone(&audit));
+    let about = (Arc::clone(&metrics), Arc::clone(&audit), clock.clone());
+    let (issuer, issuing) = issuance::Issuer::new(client.clone(), view.clone(), ledgers.clone(), about);
     let stopped = shutdown.clone();
     servers.spawn(async move {
         // What waits when the replica is told to end is still written, if it is quick.
@@ -155,7 +154,7 @@ async fn replica(
             stopped.cancelled().await;
             tokio::time::sleep(serving::PATIENCE).await;
         };
-        tokio::select! { () = issuing => {}, () = late => {} }
+        tokio::select! { _ = async { tokio::join!(issuing, writer.keep()) } => {}, () = late => {} }
     });
     let [channel, hook, health] = listeners;
     let tls = Arc::new(ArcSwap::from_pointee(control.server(clock.now())?));
@@ -182,7 +181,7 @@ async fn replica(
     servers.spawn(async move {
         let _ = stopped.run_until_cancelled(follow).await;
     });
-    let seat = Seat { client, clock, namespace, stores, proxies, metrics, audit, events, publish, leads };
+    let seat = Seat { client, clock, namespace, stores, proxies, metrics, audit, ledgers, events, publish, leads };
     seat.run(&signal, &ready, shutdown).await;
     Ok(())
 }
@@ -253,6 +252,7 @@ struct Seat {
     proxies: Arc<Proxies>,
     metrics: Arc<health::Metrics>,
     audit: Arc<Audit>,
+    ledgers: Ledgers,
     events: events::Events,
     publish: latest::Sender<Arc<View>>,
     leads: latest::Receiver<bool>,
@@ -346,7 +346,8 @@ impl Seat {
     async fn write_secret(&self, server: &Server, fingerprint: &str, topology: &Topology) -> Result<(), ApplyError> {
         let domain = topology.domain(&server.domain).ok_or(ApplyError::Conflict)?;
         let names = plan::secrets::names(topology, server);
-        secrets::write(&self.client, &self.namespace, &self.audit, (server, domain, names), fingerprint).await
+        let tell = (&*self.audit, &self.ledgers);
+        secrets::write(&self.client, &self.namespace, tell, (server, domain, names), fingerprint).await
     }
 
     /// An Event where something was taken back, a rotation moved, or a status says something new that needs a person.
@@ -354,8 +355,6 @@ impl Seat {
         for news in plan::news(step, world, topology) {
             let News { about, warning, reason, action, note } = news;
             let type_ = if warning { EventType::Warning } else { EventType::Normal };
-            let domain =
-                |name: &String| world.declared.domains.iter().find(|one| one.metadata.name.as_ref() == Some(name));
             match &about {
                 Key::Server(key) => {
                     if let Some(server) = topology.server(key) {
@@ -363,7 +362,7 @@ impl Seat {
                     }
                 }
                 Key::Domain(name) => {
-                    if let Some(object) = domain(name) {
+                    if let Some(object) = world.declared.domain(name) {
                         self.events.about_domain(object, type_, reason, action, note);
                     }
                 }

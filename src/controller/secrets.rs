@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
-    api::core::v1::{ConfigMap, Secret},
+    api::core::v1::Secret,
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::{
@@ -19,16 +19,17 @@ use serde_json::json;
 use super::{
     apply::{ApplyError, within},
     audit::{Audit, Line},
-    issuance::{self, ledger_name},
+    ledgers::{Ledgers, NotRecorded},
     stores::{AUTHORITY, PART, read_register},
 };
 use crate::{
     identity::DnsName,
     pki::{
-        authority::{Authority, Serial, Validity},
+        authority::{Authority, Serial},
         bundle::Bundle,
         csr::{self, Csr, Names},
-        ledger::{Holder, Ledger, Owner, Record, key_text},
+        intake::{Recorded, Unrecorded},
+        ledger::{Holder, LedgerError, Record, key_text},
     },
     plan::secrets::{FINGERPRINT_ANNOTATION, SERIAL_ANNOTATION, SecretSeen},
     telemetry,
@@ -101,7 +102,7 @@ async fn seen(client: &Client, namespace: &str, name: &str) -> Option<SecretSeen
 pub(super) async fn write(
     client: &Client,
     namespace: &str,
-    audit: &Audit,
+    (audit, ledgers): (&Audit, &Ledgers),
     (server, domain, names): (&Server, &Domain, BTreeSet<DnsName>),
     fingerprint: &str,
 ) -> Result<(), ApplyError> {
@@ -114,7 +115,8 @@ pub(super) async fn write(
     let key = KeyPair::generate()?;
     let csr = Csr::parse(&csr::request(&key)?).map_err(|error| register(&error))?;
     let key_id = key_text(csr.key_sha256());
-    let (serial, validity) = record(client, namespace, (server, domain), &name, &key_id, &loaded.active).await?;
+    let Recorded { serial, validity, occasion } =
+        record(ledgers, (server, domain), &name, key_id.clone(), &loaded.active).await?;
     let told = names.clone();
     let names = Names { id: server.id.clone(), dns_names: names, pod_uid: None };
     let signed = loaded.active.sign(&csr.grant(names), serial, validity).map_err(|error| register(&error))?;
@@ -123,7 +125,7 @@ pub(super) async fn write(
     let annotations = [(SERIAL_ANNOTATION, serial.to_string()), (FINGERPRINT_ANNOTATION, fingerprint.to_owned())];
     put(client, server, &name, data, annotations).await?;
     let mut line = Line {
-        code: "Issued".to_owned(),
+        code: occasion.word().to_owned(),
         serial: Some(serial.to_string()),
         namespace: Some(server.key.namespace.clone()),
         secret: Some(name),
@@ -141,36 +143,29 @@ pub(super) async fn write(
 
 /// The record of what will be signed, in the server's ledger.
 async fn record(
-    client: &Client,
-    namespace: &str,
+    ledgers: &Ledgers,
     (server, domain): (&Server, &Domain),
     secret: &str,
-    key: &str,
+    key: String,
     authority: &Authority,
-) -> Result<(Serial, Validity), ApplyError> {
-    let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
-    let name = ledger_name(&server.key);
-    let held = within(api.get_opt(&name)).await?;
-    let data = held.as_ref().and_then(|map| map.data.clone()).unwrap_or_default();
-    let register = |error: &dyn std::fmt::Display| ApplyError::Register(error.to_string());
-    let mut ledger = Ledger::parse(&data).map_err(|error| register(&error))?;
+) -> Result<Recorded, ApplyError> {
     let now = telemetry::now();
     let validity = authority.leaf_validity(domain.lifetime_seconds, domain.skew_seconds, now);
-    let validity = validity.map_err(|error| register(&error))?;
-    let serial = Serial::from_random(telemetry::random());
-    let owner = Owner { id: server.id.clone(), uid: server.uid.clone() };
     let record = Record {
-        serial,
+        serial: Serial::from_random(telemetry::random()),
         holder: Holder::Secret(secret.to_owned()),
-        key: key.to_owned(),
+        key,
         issuer: authority.key_id().to_owned(),
-        validity,
+        validity: validity.map_err(|error| ApplyError::Register(error.to_string()))?,
         recorded: now,
         revoked: None,
     };
-    ledger.append(&owner, record, now).map_err(|error| register(&error))?;
-    issuance::put(&api, held.map(|map| map.metadata), &server.key, &ledger).await?;
-    Ok((serial, validity))
+    ledgers.record(server, record, secret).await.map_err(|why| match why {
+        NotRecorded::Refused(Unrecorded::Conflict | Unrecorded::Ledger(LedgerError::CreatedAnew)) => {
+            ApplyError::Conflict
+        }
+        why => ApplyError::Register(why.to_string()),
+    })
 }
 
 /// Creates the Secret, or replaces the content of one that is ours.

@@ -20,7 +20,7 @@ use super::{
     hex, sha256_hex, shift,
     signer::Signer,
     templates,
-    verify::{Anchors, Fault, Flaw, Role, examine},
+    verify::{Anchors, Fault, Flaw, Role, examine, policy::KEYS},
 };
 use crate::identity::{DnsName, SpiffeId};
 
@@ -120,6 +120,12 @@ pub enum AuthorityError {
     /// A part is missing or no PEM of its kind.
     #[error("{0} is not readable PEM")]
     Unreadable(&'static str),
+    /// A key under a password: there is nobody to ask for it.
+    #[error("{0} is encrypted: it must be given without a password")]
+    Locked(&'static str),
+    /// A key that is too weak, or of a kind that others would not believe.
+    #[error("{0} must be {KEYS}")]
+    UnusableKey(&'static str),
     /// A key does not belong to its certificate.
     #[error("{0} does not belong to its certificate")]
     KeyMismatch(&'static str),
@@ -407,9 +413,12 @@ impl Authority {
 
 /// PKCS#8, SEC1 or PKCS#1; OpenSSL writes a block of parameters before some keys.
 fn key(pem: &str, what: &'static str) -> Result<KeyPair, AuthorityError> {
-    let unreadable = || AuthorityError::Unreadable(what);
-    let der = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| unreadable())?;
-    KeyPair::try_from(&der).map_err(|_| unreadable())
+    // PKCS#8 says it in its label, the older forms in a header.
+    if pem.contains("-----BEGIN ENCRYPTED PRIVATE KEY-----") || pem.contains("Proc-Type: 4,ENCRYPTED") {
+        return Err(AuthorityError::Locked(what));
+    }
+    let der = PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|_| AuthorityError::Unreadable(what))?;
+    KeyPair::try_from(&der).map_err(|_| AuthorityError::UnusableKey(what))
 }
 
 fn parse<'a>(der: &'a CertificateDer<'_>, what: &'static str) -> Result<X509Certificate<'a>, AuthorityError> {

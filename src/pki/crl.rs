@@ -27,12 +27,20 @@ pub enum Reason {
     ServerDeleted,
     /// Its pod is gone.
     PodGone,
+    /// Its pod has so many later ones that it cannot be the one in use.
+    Superseded,
 }
 
 impl Reason {
     /// Every reason; what somebody decided stands before what just happened.
-    pub const ALL: [Self; 5] =
-        [Self::KeyCompromise, Self::Suspended, Self::IssuedBefore, Self::ServerDeleted, Self::PodGone];
+    pub const ALL: [Self; 6] = [
+        Self::KeyCompromise,
+        Self::Suspended,
+        Self::IssuedBefore,
+        Self::ServerDeleted,
+        Self::PodGone,
+        Self::Superseded,
+    ];
 
     /// The stable word.
     pub const fn word(self) -> &'static str {
@@ -42,6 +50,7 @@ impl Reason {
             Self::IssuedBefore => "issuedBefore",
             Self::ServerDeleted => "serverDeleted",
             Self::PodGone => "podGone",
+            Self::Superseded => "superseded",
         }
     }
 
@@ -52,7 +61,7 @@ impl Reason {
 
     /// Whether a person or a declaration asked for it; the rest is routine.
     pub const fn is_explicit(self) -> bool {
-        !matches!(self, Self::PodGone)
+        !matches!(self, Self::PodGone | Self::Superseded)
     }
 
     /// The reason code of RFC 5280 §5.3.1. A suspended server's certificates do not come back, so it is no hold.
@@ -60,7 +69,7 @@ impl Reason {
         match self {
             Self::KeyCompromise => RevocationReason::KeyCompromise,
             Self::Suspended => RevocationReason::PrivilegeWithdrawn,
-            Self::IssuedBefore => RevocationReason::Superseded,
+            Self::IssuedBefore | Self::Superseded => RevocationReason::Superseded,
             Self::ServerDeleted | Self::PodGone => RevocationReason::CessationOfOperation,
         }
     }

@@ -1,6 +1,8 @@
 //! How certificates that are asked for together come into a ledger: one compare-and-swap for all of them. The machine
 //! says what to do next; the shell reads and writes, a test's map too. What it answers stands in the ledger already.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 
 use super::{
@@ -55,9 +57,6 @@ pub enum Unrecorded {
     /// Others wrote first, each time.
     #[error("the ledger changes too often; try again")]
     Conflict,
-    /// Its server was deleted and created anew while it waited.
-    #[error("the server was created anew meanwhile; try again")]
-    CreatedAnew,
 }
 
 impl Unrecorded {
@@ -65,7 +64,7 @@ impl Unrecorded {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::Ledger(error) => error.code(),
-            Self::Conflict | Self::CreatedAnew => "LedgerConflict",
+            Self::Conflict => "LedgerConflict",
         }
     }
 
@@ -109,8 +108,8 @@ struct Held {
 impl Intake {
     /// For `wanted`, in the order in which they came; `remembered` is the ledger as it was last written.
     pub fn new(wanted: Vec<(Owner, Record)>, remembered: Option<Ledger>) -> Option<Self> {
-        // Whoever came last knows the server that there is now.
-        let owner = wanted.last()?.0.clone();
+        // Some may have come before their server was created anew. Of two that are equally old the last one counts.
+        let owner = wanted.iter().map(|(owner, _)| owner).max_by_key(|owner| owner.created)?.clone();
         let held = remembered.map(|ledger| Held { ledger, remembered: true });
         Some(Self { owner, wanted, held, answers: vec![], tries: 0 })
     }
@@ -139,6 +138,16 @@ impl Intake {
         self.held = Some(Held { ledger, remembered: false });
     }
 
+    /// What is taken back by writing `after`, with whose it was.
+    pub fn taken(&self, after: &Ledger) -> Vec<(Owner, Record)> {
+        let before = self.held.as_ref().map(|held| &held.ledger);
+        let Some((before, owner)) = before.and_then(|before| Some((before, before.owner()?))) else { return vec![] };
+        let is_revoked = |record: &&Record| record.revoked.is_some();
+        let known: BTreeSet<Serial> = before.records().iter().filter(is_revoked).map(|record| record.serial).collect();
+        let new = after.records().iter().filter(is_revoked).filter(|record| !known.contains(&record.serial));
+        new.map(|record| (owner.clone(), record.clone())).collect()
+    }
+
     /// What was to be written is durable.
     pub fn was_written(self) -> Answers {
         self.answers
@@ -162,9 +171,9 @@ impl Intake {
         now: Timestamp,
     ) -> Result<Recorded, Unrecorded> {
         if *owner != self.owner {
-            return Err(Unrecorded::CreatedAnew);
+            return Err(LedgerError::CreatedAnew.into());
         }
-        if let Some(Record { serial, validity, .. }) = ledger.repeated(&record.holder, &record.key, now)? {
+        if let Some(Record { serial, validity, .. }) = ledger.repeated(record, now)? {
             return Ok(Recorded { serial: *serial, validity: *validity, occasion: Occasion::Repeated });
         }
         let before = ledger.records().iter().any(|one| one.holder == record.holder);

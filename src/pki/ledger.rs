@@ -14,9 +14,13 @@ use crate::identity::SpiffeId;
 
 /// Lines in one ledger.
 pub const MAX_RECORDS: usize = 4096;
+/// Certificates that one pod may have in use: three follow each other, the rest is for restarts of its sidecar.
+const MAX_LIVE: usize = 8;
 /// A pod may ask again for the same key this long and gets the same certificate, in seconds.
 const RETRY_SECONDS: i64 = 300;
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
+/// It says nothing of when the owner was created, so that any other counts as newer.
+const FORMAT_BEFORE: &str = "2";
 /// A revoked certificate stays listed so long after its end, in seconds: one more CRL says so.
 const LISTED_AFTER_END: i64 = 3_600;
 /// What a record of a certificate in a Secret says instead of a pod's UID; the Secret's name follows.
@@ -57,6 +61,16 @@ pub struct Owner {
     pub id: SpiffeId,
     /// UID of the `TrustedServer`: one that is created anew does not inherit the certificates of the one before.
     pub uid: String,
+    /// When it was created: UIDs have no order.
+    pub created: Timestamp,
+}
+
+impl Owner {
+    /// Whether it was created after the object with `uid`, which had its name. Of two that were created within one second
+    /// nobody can tell: neither is turned away.
+    pub fn follows(&self, uid: &str, created: Timestamp) -> bool {
+        self.uid != uid && self.created > created
+    }
 }
 
 /// The ledger of one server.
@@ -76,6 +90,9 @@ pub enum LedgerError {
     /// The key belongs to another pod, or is too old to be asked for again.
     #[error("this key was certified before; a new certificate needs a new key")]
     KeyReused,
+    /// It is asked for by a server that was deleted and created anew meanwhile.
+    #[error("the server was created anew meanwhile; try again")]
+    CreatedAnew,
     /// Not a ledger.
     #[error("line {0} of the ledger cannot be read")]
     Unreadable(usize),
@@ -87,6 +104,7 @@ impl LedgerError {
         match self {
             Self::Full => "LedgerFull",
             Self::KeyReused => "KeyReused",
+            Self::CreatedAnew => "LedgerConflict",
             Self::Unreadable(_) => "LedgerTampered",
         }
     }
@@ -96,13 +114,15 @@ impl Ledger {
     /// Reads a ConfigMap's data; no data is an empty ledger.
     pub fn parse(data: &BTreeMap<String, String>) -> Result<Self, LedgerError> {
         let Some(text) = data.get("records") else { return Ok(Self::default()) };
-        if data.get("format").map(String::as_str) != Some(FORMAT) {
-            return Err(LedgerError::Unreadable(0));
-        }
+        let created = match data.get("format").map(String::as_str) {
+            Some(FORMAT) => data.get("serverCreated").and_then(|text| text.parse().ok()),
+            Some(FORMAT_BEFORE) => Some(Timestamp::UNIX_EPOCH),
+            _ => return Err(LedgerError::Unreadable(0)),
+        };
         let owner = match (data.get("identity"), data.get("serverUID")) {
             (Some(id), Some(uid)) => {
                 let id = SpiffeId::parse(id).map_err(|_| LedgerError::Unreadable(0))?;
-                Some(Owner { id, uid: uid.clone() })
+                Some(Owner { id, uid: uid.clone(), created: created.ok_or(LedgerError::Unreadable(0))? })
             }
             _ => None,
         };
@@ -115,8 +135,9 @@ impl Ledger {
     /// The ConfigMap's data.
     pub fn render(&self) -> BTreeMap<String, String> {
         let records = self.records.iter().map(line).collect::<String>();
-        let owner =
-            self.owner.iter().flat_map(|owner| [("identity", owner.id.to_string()), ("serverUID", owner.uid.clone())]);
+        let owner = self.owner.iter().flat_map(|Owner { id, uid, created }| {
+            [("identity", id.to_string()), ("serverUID", uid.clone()), ("serverCreated", created.to_string())]
+        });
         [("format", FORMAT.to_owned()), ("sequence", self.sequence.to_string()), ("records", records)]
             .into_iter()
             .chain(owner)
@@ -139,16 +160,22 @@ impl Ledger {
         &self.records
     }
 
-    /// The record of an earlier request of the same pod for the same key, if it may be answered again.
-    pub fn repeated(&self, holder: &Holder, key: &str, now: Timestamp) -> Result<Option<&Record>, LedgerError> {
-        let Some(found) = self.records.iter().find(|record| record.key == key) else { return Ok(None) };
+    /// The record of an earlier request of the same pod for the same key, if it may be answered again: the same authority
+    /// must sign it, since its serial is taken back by that one's list.
+    pub fn repeated(&self, wanted: &Record, now: Timestamp) -> Result<Option<&Record>, LedgerError> {
+        let Some(found) = self.records.iter().find(|record| record.key == wanted.key) else { return Ok(None) };
         let fresh = now <= shift(found.recorded, RETRY_SECONDS) && found.revoked.is_none();
-        if found.holder == *holder && fresh { Ok(Some(found)) } else { Err(LedgerError::KeyReused) }
+        let same = found.holder == wanted.holder && found.issuer == wanted.issuer;
+        if same && fresh { Ok(Some(found)) } else { Err(LedgerError::KeyReused) }
     }
 
-    /// Drops what expired and adds `record`, a certificate of `owner`; what an earlier owner held is taken back.
+    /// Drops what expired and adds `record`, a certificate of `owner`; what an earlier owner held is taken back. An
+    /// earlier owner itself is turned away: whoever asks for it does not see yet that there is another one.
     pub fn append(&mut self, owner: &Owner, record: Record, now: Timestamp) -> Result<(), LedgerError> {
-        if self.owner.as_ref().is_some_and(|before| before != owner) {
+        if self.owner.as_ref().is_some_and(|held| held.follows(&owner.uid, owner.created)) {
+            return Err(LedgerError::CreatedAnew);
+        }
+        if self.owner.as_ref().is_some_and(|held| (&held.id, &held.uid) != (&owner.id, &owner.uid)) {
             let all: Vec<_> = self.records.iter().map(|record| (record.serial, Reason::ServerDeleted)).collect();
             self.revoke(&all, now);
         }
@@ -156,10 +183,21 @@ impl Ledger {
         if self.records.len() >= MAX_RECORDS {
             return Err(LedgerError::Full);
         }
+        self.supersede(&record.holder, now);
         self.owner = Some(owner.clone());
         self.records.push(record);
         self.sequence += 1;
         Ok(())
+    }
+
+    /// Makes room for one more certificate of a pod: it uses the last one that it got, so the first are nobody's. What
+    /// software does that takes its key from a Secret, nobody knows.
+    fn supersede(&mut self, holder: &Holder, now: Timestamp) {
+        let own = self.records.iter().filter(|record| record.holder == *holder && record.is_live(now));
+        let own: Vec<_> = own.map(|record| (record.serial, Reason::Superseded)).collect();
+        if let Holder::Pod(_) = holder {
+            self.revoke(&own[..(own.len() + 1).saturating_sub(MAX_LIVE)], now);
+        }
     }
 
     /// Marks certificates as taken back, where they are not yet; answers what changed.
@@ -255,7 +293,7 @@ mod tests {
 
     fn owner(uid: &str) -> Owner {
         let id = SpiffeId::parse("spiffe://contoso.example/ns/sip/server/front-end").unwrap();
-        Owner { id, uid: uid.to_owned() }
+        Owner { id, uid: uid.to_owned(), created: at(uid.parse().unwrap()) }
     }
 
     fn sample(number: u8, key: &str) -> Record {
@@ -286,27 +324,55 @@ mod tests {
     fn a_retry_of_the_same_pod_and_key_is_answered_again_and_any_other_reuse_is_refused() {
         let mut ledger = Ledger::default();
         ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
-        assert!(ledger.repeated(&pod(1), "k1", at(600)).unwrap().is_some());
-        assert!(ledger.repeated(&pod(1), "k2", at(600)).unwrap().is_none());
-        assert_eq!(ledger.repeated(&pod(2), "k1", at(600)), Err(LedgerError::KeyReused));
-        assert_eq!(ledger.repeated(&pod(1), "k1", at(601)), Err(LedgerError::KeyReused));
+        let again = sample(9, "k1");
+        assert!(ledger.repeated(&again, at(600)).unwrap().is_some());
+        assert!(ledger.repeated(&sample(9, "k2"), at(600)).unwrap().is_none());
+        let other = |wanted: Record| assert_eq!(ledger.repeated(&wanted, at(600)), Err(LedgerError::KeyReused));
+        other(Record { holder: pod(2), ..again.clone() });
+        other(Record { issuer: "bb".into(), ..again.clone() });
+        assert_eq!(ledger.repeated(&again, at(601)), Err(LedgerError::KeyReused));
         ledger.revoke(&[(sample(1, "").serial, Reason::Suspended)], at(400));
-        assert_eq!(
-            ledger.repeated(&pod(1), "k1", at(600)),
-            Err(LedgerError::KeyReused),
-            "a revoked one is not signed again"
-        );
+        assert_eq!(ledger.repeated(&again, at(600)), Err(LedgerError::KeyReused), "a revoked one is not signed again");
     }
 
     #[test]
     fn expired_records_leave_and_a_full_ledger_refuses() {
         let mut ledger = Ledger::default();
         for number in 0..MAX_RECORDS {
-            ledger.append(&owner("1"), sample(1, &number.to_string()), at(300)).unwrap();
+            let holder = Holder::Pod(number.to_string());
+            ledger.append(&owner("1"), Record { holder, ..sample(1, &number.to_string()) }, at(300)).unwrap();
         }
         assert_eq!(ledger.append(&owner("1"), sample(1, "one more"), at(300)), Err(LedgerError::Full));
         ledger.append(&owner("1"), sample(1, "later"), at(1001)).unwrap();
         assert_eq!(ledger.records().len(), 1);
+    }
+
+    #[test]
+    fn a_pod_that_asks_again_and_again_loses_its_first_certificates_and_never_the_last() {
+        let mut ledger = Ledger::default();
+        let other = Record { holder: pod(2), ..sample(200, "other") };
+        ledger.append(&owner("1"), other.clone(), at(300)).unwrap();
+        for number in 1..=30 {
+            ledger.append(&owner("1"), sample(number, &number.to_string()), at(300)).unwrap();
+            let live: Vec<&Record> =
+                ledger.records().iter().filter(|one| one.holder == pod(1) && one.is_live(at(300))).collect();
+            assert_eq!(live.len(), usize::from(number).min(MAX_LIVE));
+            assert_eq!(live.last().unwrap().serial, sample(number, "").serial, "the last one is the one in use");
+        }
+        let superseded = Some((at(300), Reason::Superseded));
+        assert_eq!(ledger.records().iter().filter(|one| one.revoked == superseded).count(), 30 - MAX_LIVE);
+        assert_eq!(ledger.records()[0], other, "others keep theirs");
+        assert_eq!(Ledger::parse(&ledger.render()).unwrap(), ledger);
+    }
+
+    #[test]
+    fn software_that_takes_its_key_from_a_secret_keeps_what_it_may_still_use() {
+        let mut ledger = Ledger::default();
+        for number in 1..=30 {
+            let record = Record { holder: Holder::Secret("key".into()), ..sample(number, &number.to_string()) };
+            ledger.append(&owner("1"), record, at(300)).unwrap();
+        }
+        assert!(ledger.records().iter().all(|record| record.is_live(at(300))));
     }
 
     #[test]
@@ -335,6 +401,34 @@ mod tests {
         ledger.append(&owner("2"), sample(2, "k2"), at(400)).unwrap();
         let revoked: Vec<_> = ledger.records().iter().map(|record| record.revoked).collect();
         assert_eq!(revoked, [Some((at(400), Reason::ServerDeleted)), None]);
+    }
+
+    #[test]
+    fn who_still_sees_the_server_before_takes_nothing_back_of_the_one_that_was_created_anew() {
+        let mut ledger = Ledger::default();
+        ledger.append(&owner("2"), sample(1, "k1"), at(300)).unwrap();
+        let before = ledger.clone();
+        assert_eq!(ledger.append(&owner("1"), sample(2, "k2"), at(400)), Err(LedgerError::CreatedAnew));
+        assert_eq!(ledger, before);
+        // Within one second there is no order: a server must never be locked out of its own ledger.
+        let twin = Owner { uid: "0".to_owned(), ..owner("2") };
+        ledger.append(&twin, sample(3, "k3"), at(400)).unwrap();
+        assert_eq!(ledger.owner(), Some(&twin));
+    }
+
+    #[test]
+    fn a_ledger_of_the_format_before_is_read_and_its_owner_goes_on() {
+        let mut ledger = Ledger::default();
+        ledger.append(&owner("1"), sample(1, "k1"), at(300)).unwrap();
+        let mut data = ledger.render();
+        data.insert("format".to_owned(), FORMAT_BEFORE.to_owned());
+        data.remove("serverCreated");
+        let mut read = Ledger::parse(&data).unwrap();
+        read.append(&owner("1"), sample(2, "k2"), at(400)).unwrap();
+        assert!(read.records().iter().all(|record| record.is_live(at(400))), "it is the same server");
+        assert_eq!(Ledger::parse(&read.render()).unwrap().owner(), Some(&owner("1")));
+        data.insert("format".to_owned(), FORMAT.to_owned());
+        assert_eq!(Ledger::parse(&data), Err(LedgerError::Unreadable(0)), "the new one says when");
     }
 
     #[test]

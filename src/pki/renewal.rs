@@ -29,6 +29,9 @@ pub fn reprove_at(proven: Timestamp, deadline: Timestamp, share: f64) -> Timesta
     Timestamp::from_millisecond(proven.as_millisecond().saturating_add(wait)).unwrap_or(deadline)
 }
 
+/// The lifetime that [`retry_after`] is told before there is a certificate: attempts are 5 s apart at most.
+pub const FIRST_LIFETIME: Duration = Duration::from_secs(500);
+
 /// The pause before attempt `attempt + 1`: exponential from 250 ms with jitter, at most 30 s and a hundredth of the
 /// lifetime, so that an outage costs no more of a life than it must.
 pub fn retry_after(attempt: u32, jitter: f64, lifetime: Duration) -> Duration {

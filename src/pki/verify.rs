@@ -4,7 +4,7 @@
 //! strict parse, path, policy, names. Topology (who may call what) is the brief's business, after this.
 
 mod anchors;
-mod policy;
+pub(super) mod policy;
 
 use std::time::Duration;
 

@@ -1,15 +1,12 @@
 //! Authorities, from their creation to their removal, and the lists of what they took back: every step is one write of
 //! the domain's register.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::{
-    AuthorityFacts, AuthoritySeen, MemberFacts, Plan, Step, World, conditions, secrets, survey::Survey, usable,
+    AuthorityFacts, AuthoritySeen, MemberFacts, Plan, Step, World, conditions, turn::Turn, usable,
     withdrawals::Withdrawals,
 };
 use crate::{
@@ -17,11 +14,11 @@ use crate::{
     pki::{
         authority::{Authority, Material, Terms, Validity},
         crl,
-        ledger::{Holder, Record},
-        register::{Listed, MAX_AUTHORITIES, digest, fitting},
-        rotation::{self, Facts, State, Waiting},
+        ledger::Record,
+        register::{Listed, MAX_AUTHORITIES},
+        rotation::{self, State, Waiting},
     },
-    topology::{Domain, ServerKey, Topology},
+    topology::{Domain, ServerKey},
 };
 
 /// What the lists of a domain are made of.
@@ -90,107 +87,45 @@ fn terms(domain: &Domain) -> Terms {
     }
 }
 
-/// Everything that `domain`'s register needs next: at most one write a round.
-pub(super) fn authority(
-    topology: &Topology,
-    domain: &Domain,
-    world: &World,
-    withdrawals: &Withdrawals,
-    survey: &Survey<'_>,
-    now: Timestamp,
-    plan: &mut Plan,
-) {
-    let given = supplied(domain, world, now);
+/// Everything that the domain's register needs next: at most one write a round.
+pub(super) fn authority(world: &World, turn: &Turn<'_>, now: Timestamp, plan: &mut Plan) {
+    let domain = turn.domain;
     let name = domain.name.clone();
-    let lists = lists(domain, world, withdrawals);
-    let Some(facts) = usable(world, &domain.name) else {
+    let lists = || lists(turn, world);
+    let Some((facts, gates)) = turn.facts.zip(turn.gates.as_ref()) else {
         // An authority that was there and is gone is never made again: its certificates would all be strangers.
         let lost = world.authorities.contains_key(&name) || conditions::active_key(world, &name).is_some();
-        let coming = match given {
+        let coming = match &turn.given {
             Supplied::Managed => Some(Coming::Root(terms(domain))),
-            Supplied::Sound(_, _, material) => Some(Coming::Supplied(material)),
+            Supplied::Sound(_, _, material) => Some(Coming::Supplied(Arc::clone(material))),
             Supplied::Broken(_) => None,
         };
         if let Some(coming) = coming.filter(|_| !lost) {
-            plan.steps.push(Step::CreateAuthority { domain: name, coming, lists });
+            plan.steps.push(Step::CreateAuthority { domain: name, coming, lists: lists() });
         }
         return;
     };
-    let waiting = match coming(domain, facts, &given, now, plan) {
-        Some(coming) => {
-            plan.steps.push(Step::PrepareAuthority { domain: name, coming, lists });
-            return;
-        }
-        None => rotation::next(&members(facts), &gates(topology, domain, world, facts, &given, survey, now), now),
-    };
-    match waiting {
+    if let Some(coming) = coming(domain, facts, &turn.given, now, plan) {
+        plan.steps.push(Step::PrepareAuthority { domain: name, coming, lists: lists() });
+        return;
+    }
+    match rotation::next(&members(facts), gates, now) {
         Some(Ok(step)) => {
-            let known = known(survey);
-            plan.steps.push(Step::MoveAuthority { domain: name, step, known, lists });
+            let known = turn.acknowledged.iter().map(|uid| (*uid).to_owned()).collect();
+            plan.steps.push(Step::MoveAuthority { domain: name, step, known, lists: lists() });
             return;
         }
         Some(Err(Waiting::TrustedTime(at) | Waiting::Linger(at))) => plan.wake(at),
         Some(Err(Waiting::Acknowledgement | Waiting::LiveLeaves)) | None => {}
     }
-    publish(domain, facts, lists, now, plan);
-}
-
-/// UIDs of pods that have acknowledged what is known now.
-fn known(survey: &Survey<'_>) -> BTreeSet<String> {
-    survey.values().flat_map(|pods| &pods.acknowledged).map(|uid| (*uid).to_owned()).collect()
-}
-
-/// Pods that hold a certificate in use and have not acknowledged what is known now, by name.
-pub(super) fn lagging(domain: &Domain, world: &World, survey: &Survey<'_>, now: Timestamp) -> Vec<String> {
-    let known = known(survey);
-    let name = |uid: &String| {
-        let pod = world.declared.pods.iter().find(|pod| pod.uid == *uid);
-        pod.map_or_else(|| format!("a pod that is gone ({uid})"), |pod| format!("{}/{}", pod.namespace, pod.name))
-    };
-    let holders =
-        records(world, domain).filter(|record| record.is_live(now)).filter_map(|record| match &record.holder {
-            Holder::Pod(uid) => Some(uid),
-            Holder::Secret(_) => None,
-        });
-    let lagging: BTreeSet<String> = holders.filter(|uid| !known.contains(*uid)).map(name).collect();
-    lagging.into_iter().collect()
+    match next_lists(facts, turn, floor(domain, world), now) {
+        None => plan.steps.push(Step::PublishLists { domain: name, lists: lists() }),
+        Some(again) => plan.wake(again),
+    }
 }
 
 pub(super) fn members(facts: &AuthorityFacts) -> Vec<rotation::Member> {
     facts.members.iter().map(|one| one.member.clone()).collect()
-}
-
-/// What must be true before an authority moves on.
-#[allow(clippy::too_many_arguments, reason = "what a move waits for comes from everywhere")]
-pub(super) fn gates(
-    topology: &Topology,
-    domain: &Domain,
-    world: &World,
-    facts: &AuthorityFacts,
-    given: &Supplied,
-    survey: &Survey<'_>,
-    now: Timestamp,
-) -> Facts {
-    let mut live = BTreeMap::new();
-    for record in records(world, domain).filter(|record| record.is_live(now)) {
-        *live.entry(record.issuer.clone()).or_default() += 1;
-    }
-    // An owner that gives an authority again which is retiring wants it back.
-    let retiring = |key_id: &String| {
-        facts.members.iter().any(|one| one.member.key_id == *key_id && one.member.state == State::Retiring)
-    };
-    let again = match given {
-        Supplied::Sound(key_id, ..) => Some(key_id.clone()).filter(retiring),
-        Supplied::Managed | Supplied::Broken(_) => None,
-    };
-    Facts {
-        acknowledged: lagging(domain, world, survey, now).is_empty()
-            && super::unbundled(domain, world).is_empty()
-            && secrets::outdated(topology, world, domain).is_empty(),
-        min_trusted_seconds: u32::try_from(domain.rotation.min_trusted_seconds).unwrap_or_default(),
-        live,
-        roll_back_to: domain.rotation.roll_back_to.clone().or(again),
-    }
 }
 
 /// The records of all ledgers of a domain.
@@ -270,31 +205,28 @@ fn due(validity: Validity, domain: &Domain) -> Timestamp {
     Timestamp::from_second(start + (end - start) / 100 * percent).unwrap_or(validity.not_after)
 }
 
-fn lists(domain: &Domain, world: &World, withdrawals: &Withdrawals) -> Lists {
-    let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(&domain.name));
-    let status = object.and_then(|object| object.status.as_ref()?.crl.as_ref());
-    Lists {
-        listed: fitting(withdrawals.listed()).0,
-        lifetime_seconds: domain.lifetime_seconds,
-        skew_seconds: domain.skew_seconds,
-        floor: status.and_then(|crl| u64::try_from(crl.number).ok()).unwrap_or_default(),
-    }
+fn lists(turn: &Turn<'_>, world: &World) -> Lists {
+    let Domain { lifetime_seconds, skew_seconds, .. } = *turn.domain;
+    Lists { listed: turn.listing.listed.clone(), lifetime_seconds, skew_seconds, floor: floor(turn.domain, world) }
 }
 
-/// Lists are signed anew when what they say changes, for a new key, in time before they are stale, and past an older
-/// copy that was restored.
-fn publish(domain: &Domain, facts: &AuthorityFacts, lists: Lists, now: Timestamp, plan: &mut Plan) {
-    let crl = &facts.crl;
+/// The highest number of lists that anybody has seen.
+fn floor(domain: &Domain, world: &World) -> u64 {
+    let status = world.declared.domain(&domain.name).and_then(|object| object.status.as_ref()?.crl.as_ref());
+    status.and_then(|crl| u64::try_from(crl.number).ok()).unwrap_or_default()
+}
+
+/// When lists must be signed anew; `None` = now: what they say changes, there is a new key, they will be stale soon, or an
+/// older copy was restored.
+fn next_lists(facts: &AuthorityFacts, turn: &Turn<'_>, floor: u64, now: Timestamp) -> Option<Timestamp> {
+    let (crl, domain) = (&facts.crl, turn.domain);
     let covered = facts.members.iter().all(|one| crl.issuers.contains(&one.member.key_id));
     let signed = crl.this_update + i64::from(domain.skew_seconds);
     let again = Timestamp::from_second(signed + crl::period(domain.lifetime_seconds)).unwrap_or(now);
     // A clock that went back would keep lists of the future for ever.
     let future = signed > now.as_second() + i64::from(domain.skew_seconds) + 60;
-    if digest(&lists.listed) != crl.digest || !covered || again <= now || future || lists.floor > crl.number {
-        plan.steps.push(Step::PublishLists { domain: domain.name.clone(), lists });
-    } else {
-        plan.wake(again);
-    }
+    let good = turn.listing.digest == crl.digest && covered && again > now && !future && floor <= crl.number;
+    good.then_some(again)
 }
 
 /// What the leader writes into ledgers.
@@ -313,15 +245,10 @@ pub(super) fn replaced(facts: &AuthorityFacts, active: Option<&str>) -> bool {
     })
 }
 
-/// Keys of servers whose object may go: all that they held is taken back, written and published.
-pub(super) fn may_go(
-    key: &ServerKey,
-    world: &World,
-    domain: Option<&Domain>,
-    withdrawals: Option<&Withdrawals>,
-) -> bool {
-    let (Some(domain), Some(withdrawals)) = (domain, withdrawals) else { return true };
-    let Some(taken) = withdrawals.of(key) else { return true };
-    let Some(AuthoritySeen::Sound(facts)) = world.authorities.get(&domain.name) else { return false };
-    taken.marks.is_empty() && facts.crl.digest == digest(&fitting(withdrawals.listed()).0)
+/// Whether the object of a server may go: all that it held is taken back, written and published.
+pub(super) fn may_go(key: &ServerKey, world: &World, turn: Option<&Turn<'_>>) -> bool {
+    let Some(turn) = turn else { return true };
+    let Some(taken) = turn.withdrawals.of(key) else { return true };
+    let Some(AuthoritySeen::Sound(facts)) = world.authorities.get(&turn.domain.name) else { return false };
+    taken.marks.is_empty() && facts.crl.digest == turn.listing.digest
 }

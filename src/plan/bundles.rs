@@ -6,7 +6,7 @@ use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD, Engine};
 use serde_json::{Value, json};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer, public_key::PublicKey};
 
-use super::{AuthorityFacts, Plan, Step, World, usable};
+use super::{AuthorityFacts, Plan, Step, World, turn::Turn};
 use crate::{
     pki::{self, bundle::Bundle},
     topology::Domain,
@@ -61,23 +61,16 @@ fn carries(world: &World, namespace: &str, data: &BTreeMap<String, String>) -> b
 }
 
 /// Namespaces of `domain` whose bundle does not hold `data`.
-fn without<'a>(domain: &'a Domain, world: &World, data: &BTreeMap<String, String>) -> Vec<&'a str> {
+pub(super) fn without<'a>(domain: &'a Domain, world: &World, data: &BTreeMap<String, String>) -> Vec<&'a str> {
     domain.namespaces.iter().filter(|namespace| !carries(world, namespace, data)).map(String::as_str).collect()
 }
 
-/// Namespaces of `domain` whose bundle is not what it should be.
-pub fn unbundled<'a>(domain: &'a Domain, world: &World) -> Vec<&'a str> {
-    usable(world, &domain.name).map(|facts| without(domain, world, &data(domain, facts))).unwrap_or_default()
-}
-
-pub(super) fn write(domain: &Domain, world: &World, plan: &mut Plan) {
-    let Some(facts) = usable(world, &domain.name) else { return };
-    let data = data(domain, facts);
-    for namespace in without(domain, world, &data) {
+pub(super) fn write(turn: &Turn<'_>, plan: &mut Plan) {
+    for namespace in &turn.unbundled {
         plan.steps.push(Step::WriteBundle {
-            namespace: namespace.to_owned(),
-            domain: domain.name.clone(),
-            data: data.clone(),
+            namespace: (*namespace).to_owned(),
+            domain: turn.domain.name.clone(),
+            data: turn.bundle.clone(),
         });
     }
 }

@@ -14,6 +14,7 @@ pub mod routes;
 pub mod secrets;
 pub mod sidecars;
 mod survey;
+mod turn;
 pub mod withdrawals;
 mod world;
 
@@ -31,8 +32,7 @@ use crate::{
     pki::{authority::Serial, crl::Reason, rotation::Move},
     topology::{Key, Problem, Server, ServerKey, Topology},
 };
-use bundles::unbundled;
-use withdrawals::{Withdrawals, withdrawals};
+use turn::Turn;
 
 /// Seconds that a sidecar may be behind before a condition says so.
 pub const BEHIND_SECONDS: i64 = 5;
@@ -166,33 +166,33 @@ impl Plan {
     }
 }
 
+/// What is known of each domain, by the name of its object.
+type Turns<'a> = BTreeMap<&'a str, Turn<'a>>;
+
 /// Plans what the leader does next.
 pub fn plan(topology: &Topology, problems: &[(Key, Problem)], world: &World, now: Timestamp) -> Plan {
     let mut plan = Plan::default();
-    let mut taken = BTreeMap::new();
-    let mut surveys = survey::Survey::new();
+    let mut turns = Turns::new();
     first_domain(world, &mut plan);
     for domain in topology.domains() {
-        let withdrawals = withdrawals(topology, world, domain, now);
-        let survey = survey::survey(topology, world, domain, &withdrawals, now, &mut plan);
-        authorities::marks(&withdrawals, &mut plan);
-        authorities::authority(topology, domain, world, &withdrawals, &survey, now, &mut plan);
-        bundles::write(domain, world, &mut plan);
+        let turn = Turn::of(topology, world, domain, now, &mut plan);
+        authorities::marks(&turn.withdrawals, &mut plan);
+        authorities::authority(world, &turn, now, &mut plan);
+        bundles::write(&turn, &mut plan);
         secrets::write(topology, domain, world, now, &mut plan);
-        surveys.extend(survey);
-        taken.insert(domain.name.clone(), withdrawals);
+        turns.insert(&domain.name, turn);
     }
-    holds(topology, world, &taken, &mut plan);
+    holds(topology, world, &turns, &mut plan);
     leftovers(topology, world, now, &mut plan);
     plan.wake_for_gone(world);
-    conditions::all(topology, problems, world, &surveys, &taken, now, &mut plan);
+    conditions::all(topology, problems, world, &turns, now, &mut plan);
     plan
 }
 
 /// A server's object stays until all that it held is taken back, written down and published.
 const FINALIZER: &str = "entente.dev/withdrawal";
 
-fn holds(topology: &Topology, world: &World, taken: &BTreeMap<String, Withdrawals>, plan: &mut Plan) {
+fn holds(topology: &Topology, world: &World, turns: &Turns<'_>, plan: &mut Plan) {
     for object in &world.declared.servers {
         let key = ServerKey::of(object);
         let meta = &object.metadata;
@@ -205,9 +205,8 @@ fn holds(topology: &Topology, world: &World, taken: &BTreeMap<String, Withdrawal
             }
             Some(_) if held => {
                 let label = world.declared.namespaces.get(&key.namespace).cloned().flatten();
-                let domain = label.and_then(|name| topology.domain(&name));
-                let withdrawals = domain.and_then(|domain| taken.get(&domain.name));
-                let may_go = authorities::may_go(&key, world, domain, withdrawals);
+                let turn = label.and_then(|name| turns.get(name.as_str()));
+                let may_go = authorities::may_go(&key, world, turn);
                 finalizers.retain(|name| name != FINALIZER);
                 may_go
             }
@@ -222,7 +221,7 @@ fn holds(topology: &Topology, world: &World, taken: &BTreeMap<String, Withdrawal
 /// Where briefs of a domain stand: the revision that was published of exactly what this topology holds.
 pub fn published(topology: &Topology, world: &World, domain: &str) -> Option<Cursor> {
     let digest = &topology.domain(domain)?.digest;
-    let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(domain))?;
+    let object = world.declared.domain(domain)?;
     let status = object.status.as_ref().filter(|status| status.topology_digest == *digest)?;
     let revision = u64::try_from(status.topology_revision).ok()?;
     Some(Cursor { domain: object.metadata.uid.clone().unwrap_or_default(), revision, hash: String::new() })
@@ -241,11 +240,9 @@ pub fn usable<'a>(world: &'a World, domain: &str) -> Option<&'a AuthorityFacts> 
 
 fn first_domain(world: &World, plan: &mut Plan) {
     let Some(wanted) = &world.first_domain else { return };
-    let exists = world.declared.domains.iter().any(|domain| domain.metadata.name == wanted.metadata.name);
-    let unreadable = world.unreadable.iter().any(|(key, _)| match key {
-        Key::Domain(name) => Some(name) == wanted.metadata.name.as_ref(),
-        Key::Server(_) => false,
-    });
+    let name = wanted.metadata.name.as_deref().unwrap_or_default();
+    let exists = world.declared.domain(name).is_some();
+    let unreadable = world.unreadable.iter().any(|(key, _)| *key == Key::Domain(name.to_owned()));
     if !exists && !unreadable {
         plan.steps.push(Step::CreateDomain(Box::new(wanted.clone())));
     }

@@ -3,7 +3,7 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{Coming, Step, World};
-use crate::topology::{Key, ServerKey, Topology};
+use crate::topology::{Key, Topology};
 
 /// One Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,8 +24,8 @@ pub struct News {
 pub fn news(step: &Step, world: &World, topology: &Topology) -> Vec<News> {
     match step {
         Step::ServerStatus { key, status, .. } => {
-            let old = world.declared.servers.iter().find(|one| ServerKey::of(one) == *key);
-            let old = old.and_then(|object| object.status.as_ref()).map(|status| status.conditions.as_slice());
+            let old = world.declared.server(key).and_then(|object| object.status.as_ref());
+            let old = old.map(|status| status.conditions.as_slice());
             let bare = appeared(old, &status.conditions, "ProxiesInjected", "PodsWithoutProxy");
             let about = Key::Server(key.clone());
             let tell = |note| News { about, warning: true, reason: "PodWithoutProxy", action: "Inject", note };
@@ -50,8 +50,8 @@ pub fn news(step: &Step, world: &World, topology: &Topology) -> Vec<News> {
             vec![News { about, warning: false, reason: "RotationStarted", action: "Rotate", note }]
         }
         Step::DomainStatus { name, status, .. } => {
-            let old = world.declared.domains.iter().find(|one| one.metadata.name.as_ref() == Some(name));
-            let old = old.and_then(|object| object.status.as_ref()).map(|status| status.conditions.as_slice());
+            let old = world.declared.domain(name).and_then(|object| object.status.as_ref());
+            let old = old.map(|status| status.conditions.as_slice());
             let about = |warning, reason| {
                 move |note| News { about: Key::Domain(name.clone()), warning, reason, action: "Rotate", note }
             };

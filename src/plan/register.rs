@@ -158,7 +158,7 @@ mod tests {
             revoked: None,
         };
         let mut ledger = Ledger::default();
-        ledger.append(&Owner { id, uid: "u".into() }, record, at(0)).unwrap();
+        ledger.append(&Owner { id, uid: "u".into(), created: at(0) }, record, at(0)).unwrap();
         ledger
     }
 

@@ -9,7 +9,6 @@ use super::{
 };
 use crate::{
     brief::Standing,
-    pki::ledger::Holder,
     topology::{Domain, Server, ServerKey, Topology, facts::PodFacts},
 };
 
@@ -23,9 +22,7 @@ pub(super) struct Pods<'a> {
     pub(super) behind: Vec<&'a str>,
     pub(super) uncertified: Vec<&'a str>,
     pub(super) overdue: Vec<&'a str>,
-    /// Those with a certificate in use that do not have their own current brief in force, however short.
-    pub(super) unacknowledged: Vec<&'a str>,
-    /// UIDs of those that have.
+    /// UIDs of those that have their own current brief in force.
     pub(super) acknowledged: BTreeSet<&'a str>,
     pub(super) connected: usize,
     pub(super) current: usize,
@@ -95,9 +92,6 @@ fn pods<'a>(
             pods.acknowledged.insert(&pod.uid);
             continue;
         }
-        if holds(world, &server.key, pod, now) {
-            pods.unacknowledged.push(&pod.name);
-        }
         plan.behind.insert(pod.uid.clone());
         let since = world.behind_since.get(&pod.uid).copied().unwrap_or(now);
         let patience = Timestamp::from_second(since.as_second() + BEHIND_SECONDS).unwrap_or(now);
@@ -110,16 +104,6 @@ fn pods<'a>(
         }
     }
     pods
-}
-
-/// Whether a pod holds a certificate that is in use, by the ledger: what a sidecar says is forgotten with the replica
-/// that heard it.
-fn holds(world: &World, key: &ServerKey, pod: &PodFacts, now: Timestamp) -> bool {
-    let own = world.ledgers.values().filter(|seen| seen.server == *key);
-    let records = own.filter_map(|seen| seen.ledger.as_ref()).flat_map(|ledger| ledger.records());
-    records
-        .into_iter()
-        .any(|record| record.is_live(now) && matches!(&record.holder, Holder::Pod(uid) if *uid == pod.uid))
 }
 
 fn certificate<'a>(seen: &ProxySeen, pod: &'a PodFacts, now: Timestamp, pods: &mut Pods<'a>, plan: &mut Plan) {

@@ -2,7 +2,11 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use super::{briefs::Trust, *};
+use super::{
+    briefs::Trust,
+    withdrawals::{Withdrawals, withdrawals},
+    *,
+};
 use crate::{
     api::TrustedServer,
     identity::{DnsName, Identity, SpiffeId},
@@ -20,6 +24,11 @@ pub(super) fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).unwrap()
 }
 
+/// When every server here was created.
+pub(super) fn created() -> Timestamp {
+    "2026-01-01T00:00:00Z".parse().unwrap()
+}
+
 fn domain() -> TrustDomain {
     serde_saphyr::from_str(
         "{apiVersion: entente.dev/v1alpha1, kind: TrustDomain, metadata: {name: contoso, uid: d1, generation: 1},
@@ -31,8 +40,9 @@ fn domain() -> TrustDomain {
 pub(super) fn server(name: &str, ports: &str) -> TrustedServer {
     serde_saphyr::from_str(&format!(
         "{{apiVersion: entente.dev/v1alpha1, kind: TrustedServer,
-           metadata: {{name: {name}, namespace: shop, uid: u-{name}, generation: 1, creationTimestamp: '2026-01-01T00:00:00Z'}},
-           spec: {{selector: {{matchLabels: {{app: {name}}}}}, serviceAccountName: {name}, ports: {ports}}}}}"
+           metadata: {{name: {name}, namespace: shop, uid: u-{name}, generation: 1, creationTimestamp: '{}'}},
+           spec: {{selector: {{matchLabels: {{app: {name}}}}}, serviceAccountName: {name}, ports: {ports}}}}}",
+        created()
     ))
     .unwrap()
 }
@@ -96,7 +106,7 @@ pub(super) fn world(servers: Vec<TrustedServer>, pods: Vec<PodFacts>) -> World {
 }
 
 /// Applies the status steps of plans until there are none.
-fn settle(world: &mut World, now: Timestamp) -> Plan {
+pub(super) fn settle(world: &mut World, now: Timestamp) -> Plan {
     for _ in 0..8 {
         let (topology, problems) = Topology::resolve(&world.declared);
         let next = plan(&topology, &problems, world, now);
@@ -154,7 +164,7 @@ pub(super) fn record(number: u8, pod: &str, end: i64) -> Record {
 
 pub(super) fn ledger(server: &ServerKey, records: &[Record]) -> LedgerSeen {
     let id = SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), &server.namespace, &server.name).unwrap();
-    let owner = Owner { id, uid: format!("u-{}", server.name) };
+    let owner = Owner { id, uid: format!("u-{}", server.name), created: created() };
     let mut ledger = Ledger::default();
     for record in records {
         ledger.append(&owner, record.clone(), at(100)).unwrap();
@@ -174,7 +184,7 @@ fn is(status: &str, reason: &str) -> (String, String) {
 }
 
 /// The sidecar of `app` has its current brief in force.
-fn follow(world: &mut World, app: &str, now: Timestamp) {
+pub(super) fn follow(world: &mut World, app: &str, now: Timestamp) {
     let (topology, _) = Topology::resolve(&world.declared);
     let (server, pod) = topology.pod(&format!("pod-{app}")).unwrap();
     let revision = published(&topology, world, "contoso").unwrap();

@@ -138,6 +138,9 @@ struct Context<'a> {
 
 impl Context<'_> {
     fn fate(&self, key: &ServerKey, server: Option<&Server>, ledger: &Ledger) -> Fate {
+        if self.lags(key, server, ledger) {
+            return Fate::Stands;
+        }
         let Some(server) = server else {
             return if self.left(key) { Fate::Deleted } else { Fate::Stands };
         };
@@ -155,14 +158,24 @@ impl Context<'_> {
         }
     }
 
+    /// Whether the ledger is already of a server that was created after the one that we still see.
+    fn lags(&self, key: &ServerKey, server: Option<&Server>, ledger: &Ledger) -> bool {
+        let Some(owner) = ledger.owner() else { return false };
+        if let Some(server) = server {
+            return owner.follows(&server.uid, server.created);
+        }
+        self.world.declared.server(key).is_some_and(|object| {
+            let created = object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+            owner.follows(object.metadata.uid.as_deref().unwrap_or_default(), created)
+        })
+    }
+
     /// Whether a server that does not resolve is gone on purpose. One that is only broken keeps what it has.
     fn left(&self, key: &ServerKey) -> bool {
         let label = self.world.declared.namespaces.get(&key.namespace).and_then(Option::as_deref);
-        let here = |object: &&crate::api::TrustedServer| {
-            ServerKey::of(object) == *key && object.metadata.deletion_timestamp.is_none()
-        };
         let unreadable = self.world.unreadable.iter().any(|(owner, _)| *owner == Key::Server(key.clone()));
-        let declared = unreadable || self.world.declared.servers.iter().any(|object| here(&object));
+        let object = self.world.declared.server(key);
+        let declared = unreadable || object.is_some_and(|object| object.metadata.deletion_timestamp.is_none());
         !declared || (label != Some(&self.domain.name) && self.topology.domain(&self.domain.name).is_some())
     }
 

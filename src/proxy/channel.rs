@@ -23,8 +23,10 @@ use super::{
 };
 use crate::brief::Denied;
 
-/// Deadline of connecting and of the TLS handshake, each: short, since the next attempt may meet another replica.
+/// Deadline of connecting: short, since the next attempt may meet another replica.
 const CONNECT: Duration = Duration::from_secs(2);
+/// Deadline of the TLS handshake: as long as a controller gives one that many want at once.
+const HANDSHAKE: Duration = Duration::from_secs(5);
 /// A controller that is asked by too many says when there will be room, but nobody waits longer than this.
 const LATEST: Duration = Duration::from_secs(60);
 
@@ -176,7 +178,7 @@ impl Channel {
         let socket = dial.map_err(ChannelError::Unreachable)?;
         sockets::prepare(&socket, true).map_err(ChannelError::Unreachable)?;
         let handshake = TlsConnector::from(self.config.clone()).connect(self.name.clone(), socket);
-        let stream = timeout(CONNECT, handshake).await.map_err(|_| ChannelError::Silent)?;
+        let stream = timeout(HANDSHAKE, handshake).await.map_err(|_| ChannelError::Silent)?;
         let stream = stream.map_err(ChannelError::Unreachable)?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
         // It ends by itself when the sender is dropped or the peer hangs up; an error reaches the sender as well.

@@ -24,8 +24,9 @@ const MAX_RESPONSE: usize = 1024 * 1024;
 const LOOK: Duration = Duration::from_secs(1);
 /// An early renewal so long after the last certificate is no sign of a circle.
 const CALM: Duration = Duration::from_secs(60);
-/// Lifetime assumed for the back-off before the first certificate: attempts are 5 s apart at most.
-const FIRST_LIFETIME: Duration = Duration::from_secs(500);
+/// For so long a request whose answer was lost is made once more with the same key: the controller recorded it, maybe, and
+/// answers it with the same certificate within five minutes.
+const SAME_KEY: Duration = Duration::from_secs(240);
 
 #[derive(Debug, thiserror::Error)]
 enum EnrolError {
@@ -49,6 +50,34 @@ impl EnrolError {
             Self::Channel(error) => error.after(),
             Self::Token { .. } | Self::TooLarge | Self::Credential(_) => None,
         }
+    }
+
+    /// Whether the controller may have recorded a certificate that never came.
+    fn is_lost(&self) -> bool {
+        match self {
+            Self::Channel(ChannelError::Denied { status, .. }) => status.is_server_error(),
+            Self::Channel(_) => true,
+            Self::Token { .. } | Self::TooLarge | Self::Credential(_) => false,
+        }
+    }
+}
+
+/// The key that a certificate is asked for, while the answer may have been lost.
+#[derive(Default)]
+struct Asked(Option<(Candidate, Instant)>);
+
+impl Asked {
+    /// The same key as before, or a new one.
+    fn candidate(&mut self) -> Result<&Candidate, CredentialError> {
+        let (candidate, since) = match self.0.take().filter(|(_, since)| since.elapsed() < SAME_KEY) {
+            Some(before) => before,
+            None => (Candidate::new()?, Instant::now()),
+        };
+        Ok(&self.0.insert((candidate, since)).0)
+    }
+
+    fn is_over(&mut self) {
+        self.0 = None;
     }
 }
 
@@ -90,10 +119,15 @@ fn is_due(leaf: Option<&Leaf>, brief: Option<&Brief>, signed: Option<Timestamp>,
 /// Runs for the proxy's whole life.
 pub(super) async fn run(shared: Arc<Shared>, control: Control, token_file: PathBuf) {
     let mut pace = Pace::default();
+    let mut asked = Asked::default();
     let mut attempt = 0;
     loop {
         let due = wait(&shared, &mut pace).await;
-        match enrol(&shared, &control, &token_file).await {
+        let outcome = enrol(&shared, &control, &token_file, &mut asked).await;
+        if !outcome.as_ref().is_err_and(EnrolError::is_lost) {
+            asked.is_over();
+        }
+        match outcome {
             Ok(leaf) => {
                 attempt = 0;
                 pace.took(due);
@@ -169,19 +203,24 @@ async fn wait(shared: &Shared, pace: &mut Pace) -> Due {
 }
 
 async fn pause(shared: &Shared, attempt: u32) {
-    let life = shared.leaf().borrow().as_ref().map_or(FIRST_LIFETIME, |leaf| {
+    let life = shared.leaf().borrow().as_ref().map_or(renewal::FIRST_LIFETIME, |leaf| {
         let seconds = leaf.identity.not_after.as_second() - leaf.began.as_second();
         Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
     });
     tokio::time::sleep(renewal::retry_after(attempt, telemetry::jitter(), life)).await;
 }
 
-async fn enrol(shared: &Shared, control: &Control, token_file: &PathBuf) -> Result<Leaf, EnrolError> {
+async fn enrol(
+    shared: &Shared,
+    control: &Control,
+    token_file: &PathBuf,
+    asked: &mut Asked,
+) -> Result<Leaf, EnrolError> {
     // Read anew each time: the kubelet rotates it.
     let token = tokio::fs::read_to_string(token_file)
         .await
         .map_err(|source| EnrolError::Token { path: token_file.display().to_string(), source })?;
-    let candidate = Candidate::new()?;
+    let candidate = asked.candidate()?;
     let request = candidate.request()?;
     if request.csr.len() > MAX_CERTIFICATE_REQUEST / 2 {
         return Err(EnrolError::TooLarge);
@@ -199,9 +238,13 @@ async fn enrol(shared: &Shared, control: &Control, token_file: &PathBuf) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use base64::prelude::{BASE64_STANDARD, Engine};
+    use hyper::StatusCode;
+
     use super::*;
     use crate::{
         brief::{Cursor, Egress, INTERNAL, OnPeerExpiry, Scope, Standing, VERSION},
+        pki::csr::Csr,
         proxy::credentials::tests::leaf,
     };
 
@@ -300,5 +343,30 @@ mod tests {
         assert_eq!(pace.early, 1, "a new reason");
         pace.took(Due::Regular);
         assert_eq!(pace.early, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_whose_answer_was_lost_keeps_its_key_for_four_minutes() {
+        let denied = |status| {
+            EnrolError::Channel(ChannelError::Denied {
+                status,
+                code: String::new(),
+                message: String::new(),
+                after: None,
+            })
+        };
+        assert!(
+            EnrolError::Channel(ChannelError::Silent).is_lost() && denied(StatusCode::SERVICE_UNAVAILABLE).is_lost()
+        );
+        assert!(!denied(StatusCode::CONFLICT).is_lost(), "the key is not wanted any more");
+        let mut asked = Asked::default();
+        let mut key = async |seconds| {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            let request = asked.candidate().unwrap().request().unwrap();
+            Csr::parse(&BASE64_STANDARD.decode(request.csr).unwrap()).unwrap().key_sha256()
+        };
+        let first = key(0).await;
+        assert!(first == key(120).await && first == key(119).await);
+        assert!(first != key(1).await);
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     api::{ProxyResources, RotationSpec, TrustDomain, TrustedServer},
     brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, Standing},
     identity::{DnsName, SpiffeId},
-    pki::authority::Serial,
+    pki::{authority::Serial, ledger::Owner},
 };
 use facts::{PodFacts, ServiceFacts};
 
@@ -85,6 +85,22 @@ pub struct Declared {
     pub pods: Vec<PodFacts>,
     /// Services.
     pub services: Vec<ServiceFacts>,
+}
+
+impl Declared {
+    /// The object of a domain.
+    pub fn domain(&self, name: &str) -> Option<&TrustDomain> {
+        self.domains.iter().find(|object| object.metadata.name.as_deref() == Some(name))
+    }
+
+    /// The object of a server.
+    pub fn server(&self, key: &ServerKey) -> Option<&TrustedServer> {
+        let ServerKey { namespace, name } = key;
+        self.servers.iter().find(|object| {
+            let meta = &object.metadata;
+            meta.name.as_deref() == Some(name) && meta.namespace.as_deref() == Some(namespace)
+        })
+    }
 }
 
 /// What the declarations mean.
@@ -177,6 +193,13 @@ pub struct Server {
     pub drain_seconds: u32,
     /// Requests and limits of its sidecars.
     pub resources: ProxyResources,
+}
+
+impl Server {
+    /// As its ledger names it.
+    pub fn owner(&self) -> Owner {
+        Owner { id: self.id.clone(), uid: self.uid.clone(), created: self.created }
+    }
 }
 
 /// A declared port.

@@ -210,11 +210,8 @@ fn claim(
 }
 
 fn ports(object: &TrustedServer, domain: &Domain, own: &SpiffeId, declared: &Declared) -> Vec<ServerPort> {
-    let default_peers = declared
-        .domains
-        .iter()
-        .find(|candidate| candidate.metadata.name.as_deref() == Some(&domain.name))
-        .map_or(DefaultPeers::ExplicitOnly, |candidate| candidate.spec.topology.default_peers);
+    let default_peers =
+        declared.domain(&domain.name).map_or(DefaultPeers::ExplicitOnly, |object| object.spec.topology.default_peers);
     let number = |value: i32| u16::try_from(value).ok().filter(|port| *port > 0);
     let one = |spec: &PortSpec| {
         let port = number(spec.port)?;
@@ -396,8 +393,7 @@ fn digests(declared: &Declared, topology: &mut Topology) {
         declared.servers.iter().map(|object| (ServerKey::of(object), generation(object))).collect();
     for domain in domains.values_mut() {
         let mut hash = Sha256::new();
-        let object = declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(&domain.name));
-        let meta = object.map(|object| &object.metadata);
+        let meta = declared.domain(&domain.name).map(|object| &object.metadata);
         let uid = meta.and_then(|meta| meta.uid.as_deref()).unwrap_or_default();
         let generation = meta.and_then(|meta| meta.generation).unwrap_or_default();
         hash.update(format!("TrustDomain {uid} {generation}\n"));

@@ -59,7 +59,8 @@ const TOO_LONG: &str = "a certificate that it signs does not verify: the chain: 
 const BROKEN: &str =
     "the issuing certificate does not lead to the root: each certificate must be signed by the next one";
 const FOREIGN: &str = "the CRL must be PEM, signed by the root in its own name, and whole (no critical extension)";
-const UNREADABLE: &str = "the issuer's key is not readable PEM";
+const UNUSABLE: &str = "the issuer's key must be ECDSA P-256 or P-384, Ed25519, or RSA of at least 2048 bits";
+const LOCKED: &str = "the issuer's key is encrypted: it must be given without a password";
 
 #[test]
 fn an_issuing_certificate_that_cannot_do_its_work_is_refused() {
@@ -156,14 +157,10 @@ fn keys_that_are_weak_unknown_or_locked_are_refused() {
     let folder = Folder::new();
     let (material, _) = Given::default().make(&folder);
     openssl(&folder, &["pkcs8", "-topk8", "-in", "issuer.key", "-passout", "pass:secret", "-out", "locked.key"]);
-    let locked = Material { issuer_key: folder.read("locked.key"), ..material };
+    openssl(&folder, &["ec", "-in", "issuer.key", "-aes256", "-passout", "pass:secret", "-out", "older.key"]);
+    let locked = |file| judged(&Material { issuer_key: folder.read(file), ..material.clone() }, telemetry::now());
     table(vec![
-        // What cannot be used is not told from what cannot be read.
-        (
-            "RSA-1024",
-            of(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024", "-out"]),
-            Err(UNREADABLE),
-        ),
+        ("RSA-1024", of(&["genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:1024", "-out"]), Err(UNUSABLE)),
         (
             "P-521",
             of(&["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-521", "-out"]),
@@ -174,9 +171,10 @@ fn keys_that_are_weak_unknown_or_locked_are_refused() {
         (
             "secp256k1",
             of(&["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:secp256k1", "-out"]),
-            Err(UNREADABLE),
+            Err(UNUSABLE),
         ),
-        ("locked with a password", judged(&locked, telemetry::now()), Err(UNREADABLE)),
+        ("locked with a password", locked("locked.key"), Err(LOCKED)),
+        ("the same in its older form", locked("older.key"), Err(LOCKED)),
     ]);
 }
 

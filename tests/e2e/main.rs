@@ -5,9 +5,12 @@ mod cluster;
 mod load;
 mod workloads;
 
+mod audit;
 mod changes;
 mod chart;
 mod faults;
+#[cfg(feature = "controller")]
+mod issuance;
 mod objects;
 mod outage;
 mod own_ca;
@@ -18,3 +21,4 @@ mod revocation;
 mod rotation;
 mod server_tls;
 mod talk;
+mod tampered;

@@ -14,7 +14,7 @@ use entente::{
     identity::DnsName,
     pki::{
         authority::{Authority, Serial, Validity},
-        ledger::{Holder, Owner, Record},
+        ledger::{Holder, Record},
     },
     plan::{
         LedgerSeen, ProxySeen, World,
@@ -179,7 +179,7 @@ fn issue(held: &mut Held, map: &Map, pod: &PodFacts, number: u64) {
     };
     let name = format!("ledger-{}-{}", server.key.namespace, server.key.name);
     let mut ledger = held.world.ledgers.get(&name).and_then(|seen| seen.ledger.as_deref().cloned()).unwrap_or_default();
-    ledger.append(&Owner { id: server.id.clone(), uid: server.uid.clone() }, record, now).unwrap();
+    ledger.append(&server.owner(), record, now).unwrap();
     let seen = LedgerSeen { server: server.key.clone(), ledger: Some(Arc::new(ledger)) };
     held.world.ledgers.insert(name, seen);
 }

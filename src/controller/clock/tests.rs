@@ -23,7 +23,10 @@ use tower::ServiceExt;
 
 use super::*;
 use crate::{
-    controller::{audit::Audit, events::Events, health::Metrics, issuance, leadership, serving::Source, view::View},
+    controller::{
+        audit::Audit, events::Events, health::Metrics, issuance, leadership, ledgers::Ledgers, serving::Source,
+        view::View,
+    },
     pki::csr,
 };
 
@@ -128,8 +131,9 @@ fn endpoint(client: Client, clock: &Clock) -> (Router, AbortOnDropHandle<()>) {
     let (_, view) = watch::channel(Arc::new(View::default()));
     let metrics = Arc::new(Metrics::new(clock));
     let (events, _) = Events::new(client.clone(), "entente-0".to_owned(), view.clone(), Arc::clone(&metrics));
-    let counted = (metrics, Arc::new(Audit::new([0; 8])), clock.clone());
-    let (issuer, beside) = issuance::Issuer::new(client, "entente-system".to_owned(), view, events, counted);
+    let audit = Arc::new(Audit::new([0; 8]));
+    let (ledgers, _) = Ledgers::new(client.clone(), "entente-system".to_owned(), events, Arc::clone(&audit));
+    let (issuer, beside) = issuance::Issuer::new(client, view, ledgers, (metrics, audit, clock.clone()));
     let router = Router::new().route("/v1/certificate", post(issuance::certificate)).with_state(Arc::new(issuer));
     let source = Extension(Source(SocketAddr::from(([192, 0, 2, 1], 1))));
     (router.layer(source), AbortOnDropHandle::new(tokio::spawn(beside)))

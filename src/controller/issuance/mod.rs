@@ -4,7 +4,6 @@
 mod asker;
 mod budget;
 mod gate;
-mod ledgers;
 mod queue;
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
@@ -24,8 +23,8 @@ use super::{
     apply::ApplyError,
     audit::{Audit, Line},
     clock::{Clock, Suspect},
-    events::Events,
     health::Metrics,
+    ledgers::{Ledgers, NotRecorded},
     replicas::is_replica,
     serving::Source,
     view::View,
@@ -44,12 +43,11 @@ use crate::{
 use asker::{Asker, Attested, attested};
 use budget::Budgets;
 use gate::{Busy, Gate};
-use ledgers::Ledgers;
-
-pub(super) use ledgers::{ledger_name, put};
 
 /// A pod that no server selects yet is kept waiting this long: its server may be created a moment later.
 const PATIENCE: Duration = Duration::from_secs(12);
+/// When to come back where too many wait for one ledger.
+const LATER: Duration = Duration::from_secs(5);
 
 /// A sidecar that meets a clock that is wrong comes again after this time.
 const CLOCK_AGAIN: Duration = Duration::from_secs(10);
@@ -63,7 +61,7 @@ pub(super) struct Issuer {
     clock: Clock,
     gate: Arc<Gate>,
     budgets: Budgets,
-    ledgers: Arc<Ledgers>,
+    ledgers: Ledgers,
     _open: DropGuard,
 }
 
@@ -109,6 +107,22 @@ impl IntoResponse for Denial {
     }
 }
 
+impl From<NotRecorded> for Denial {
+    fn from(why: NotRecorded) -> Self {
+        let message = why.to_string();
+        match why {
+            NotRecorded::Refused(why) => {
+                let status = if why.may_pass() { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::CONFLICT };
+                Self::new(status, why.code(), message)
+            }
+            NotRecorded::Api(error) => unavailable(&error),
+            NotRecorded::Late => Self::new(StatusCode::SERVICE_UNAVAILABLE, "ApiUnavailable", message),
+            NotRecorded::Busy => Self::later(&message, LATER),
+            NotRecorded::Ends => Self::later(&message, Duration::ZERO),
+        }
+    }
+}
+
 fn unavailable(error: &ApplyError) -> Denial {
     Denial::new(StatusCode::SERVICE_UNAVAILABLE, "ApiUnavailable", error.to_string())
 }
@@ -141,20 +155,16 @@ impl Issuer {
     /// The endpoint, and what must run beside it; that ends after the endpoint is dropped.
     pub(super) fn new(
         client: Client,
-        namespace: String,
         view: watch::Receiver<Arc<View>>,
-        events: Events,
+        ledgers: Ledgers,
         (metrics, audit, clock): (Arc<Metrics>, Arc<Audit>, Clock),
     ) -> (Self, impl Future<Output = ()> + Send) {
         let closed = CancellationToken::new();
         let gate = Arc::new(Gate::new());
-        let (ledgers, begins) = Ledgers::new(client.clone(), namespace, events);
         let sharing = view.clone();
         let replicas = move || sharing.borrow().neighbours.iter().filter(|pod| is_replica(pod)).count();
-        let (keeper, writer, token) = (Arc::clone(&gate), Arc::clone(&ledgers), closed.clone());
-        let beside = async move {
-            tokio::join!(keeper.keep(replicas, token.clone()), writer.keep(begins, token.clone()));
-        };
+        let (keeper, token) = (Arc::clone(&gate), closed.clone());
+        let beside = async move { keeper.keep(replicas, token).await };
         let budgets = Budgets::default();
         let issuer = Self { client, view, metrics, audit, clock, gate, budgets, ledgers, _open: closed.drop_guard() };
         (issuer, beside)
@@ -205,7 +215,7 @@ impl Issuer {
             revoked: None,
         };
         let names = Names { id: server.id.clone(), dns_names: names, pod_uid: Some(pod.uid) };
-        let Recorded { serial, validity, occasion } = self.ledgers.record(server, record, pod.name).await?;
+        let Recorded { serial, validity, occasion } = self.ledgers.record(&server, record, &pod.name).await?;
         line.serial = Some(serial.to_string());
         line.not_after = Some(validity.not_after.to_string());
         line.code = occasion.word().to_owned();

@@ -198,6 +198,24 @@ fn what_is_out_of_date_of_another_key_or_of_another_chain_is_refused() {
 }
 
 #[test]
+fn a_key_that_cannot_sign_is_refused_with_what_is_wrong_about_it() {
+    let block =
+        |label: &str, more: &str, body: &str| format!("-----BEGIN {label}-----\n{more}{body}\n-----END {label}-----\n");
+    let refused = |issuer_key| judged(&Material { issuer_key, ..Chain::new().make() }).unwrap_err().to_string();
+    let locked = "the issuer's key is encrypted: it must be given without a password";
+    assert_eq!(refused(block("ENCRYPTED PRIVATE KEY", "", "MAA=")), locked);
+    assert_eq!(
+        refused(block("EC PRIVATE KEY", "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n", "MAA=")),
+        locked
+    );
+    let kinds = "the issuer's key must be ECDSA P-256 or P-384, Ed25519, or RSA of at least 2048 bits";
+    assert_eq!(refused(block("PRIVATE KEY", "", "MAA=")), kinds);
+    for nothing in [String::new(), block("CERTIFICATE", "", "MAA=")] {
+        assert_eq!(refused(nothing), "the issuer's key is not readable PEM");
+    }
+}
+
+#[test]
 fn the_list_of_a_root_is_the_roots_own() {
     let ours = |material: &Material| Authority::load(material, now()).map(|_| ()).map_err(|error| error.to_string());
     let keys = || [KeyPair::generate().unwrap(), KeyPair::generate().unwrap()];

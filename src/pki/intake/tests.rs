@@ -14,7 +14,7 @@ fn at(second: i64) -> Timestamp {
 
 fn owner(uid: &str) -> Owner {
     let id = SpiffeId::parse("spiffe://contoso.example/ns/sip/server/front-end").unwrap();
-    Owner { id, uid: uid.to_owned() }
+    Owner { id, uid: uid.to_owned(), created: at(uid.parse().unwrap()) }
 }
 
 fn record(serial: [u8; 16], pod: u64, key: &str, now: Timestamp) -> Record {
@@ -58,11 +58,33 @@ fn what_waits_together_is_written_at_once_and_each_gets_its_own_answer() {
 
 #[test]
 fn who_waited_for_a_server_that_was_created_anew_is_told_so() {
+    let created_anew = Err(Unrecorded::Ledger(LedgerError::CreatedAnew));
     let old = wanted(1, "a");
     let new = (owner("2"), wanted(2, "b").1);
-    let (ledger, answers) = written(vec![old, new], Ledger::default());
-    assert_eq!(answers[0], Err(Unrecorded::CreatedAnew));
-    assert_eq!((ledger.records().len(), ledger.owner()), (1, Some(&owner("2"))));
+    for (waiting, turned_away) in [(vec![old.clone(), new.clone()], 0), (vec![new, old.clone()], 1)] {
+        let (ledger, answers) = written(waiting, Ledger::default());
+        assert_eq!(answers[turned_away], created_anew);
+        assert_eq!((ledger.records().len(), ledger.owner()), (1, Some(&owner("2"))));
+        let mut late = Intake::new(vec![old.clone()], None).unwrap();
+        late.next(at(0));
+        late.was_read(ledger);
+        assert_eq!(late.next(at(0)), Next::Answer(vec![created_anew.clone()]), "nothing is written for it");
+    }
+    assert!(Unrecorded::Ledger(LedgerError::CreatedAnew).may_pass(), "whoever asks comes back");
+}
+
+#[test]
+fn what_a_record_takes_back_is_told_once_with_whose_it_was() {
+    let (ledger, _) = written(vec![wanted(1, "a")], Ledger::default());
+    let mut intake = Intake::new(vec![(owner("2"), wanted(2, "b").1)], Some(ledger)).unwrap();
+    let Next::Write(after) = intake.next(at(1)) else { panic!("it is written") };
+    let taken = intake.taken(&after);
+    let told: Vec<_> =
+        taken.iter().map(|(owner, record)| (owner.uid.as_str(), record.serial, record.revoked)).collect();
+    assert_eq!(told, [("1", wanted(1, "a").1.serial, Some((at(1), Reason::ServerDeleted)))]);
+    let mut next = Intake::new(vec![(owner("2"), wanted(3, "c").1)], Some(after)).unwrap();
+    let Next::Write(after) = next.next(at(2)) else { panic!("it is written") };
+    assert_eq!(next.taken(&after), []);
 }
 
 #[test]

@@ -16,6 +16,8 @@ use crate::refusal::{ChainDetail, Refusal};
 const MAX_SERIAL: usize = 20;
 /// The shortest RSA modulus, in bits.
 const MIN_RSA: usize = 2048;
+/// The kinds of keys.
+pub(in crate::pki) const KEYS: &str = "ECDSA P-256 or P-384, Ed25519, or RSA of at least 2048 bits";
 
 /// Which rule a certificate breaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +26,7 @@ pub enum Flaw {
     #[error("its version is not 3")]
     Version,
     /// A weak or unknown kind of key.
-    #[error("its key must be ECDSA P-256 or P-384, Ed25519, or RSA of at least {MIN_RSA} bits, in whole bytes")]
+    #[error("its key must be {KEYS}, in whole bytes")]
     Key,
     /// RFC 5280 §4.1.2.2.
     #[error("its serial number must be positive and have at most {MAX_SERIAL} bytes")]

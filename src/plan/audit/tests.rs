@@ -35,7 +35,8 @@ fn kept(name: &str, records: Vec<Record>) -> Kept {
     let mut ledger = Ledger::default();
     for record in records {
         let recorded = record.recorded;
-        ledger.append(&Owner { id: id.clone(), uid: "server-1".to_owned() }, record, recorded).unwrap();
+        let owner = Owner { id: id.clone(), uid: "server-1".to_owned(), created: at(-3_600) };
+        ledger.append(&owner, record, recorded).unwrap();
     }
     Kept { name: name.to_owned(), server: Some("sip/front-end".to_owned()), data: ledger.render() }
 }

@@ -8,18 +8,14 @@ use crate::{
         AuthorityState, AuthorityStatus, CrlStatus, ProxyCounts, ServerCounts, TrustDomain, TrustDomainStatus,
         conditions::{State, ready, seconds, write},
     },
-    pki::{
-        register::{digest, fitting},
-        rotation::{self, Facts, State as Stage, Waiting},
-    },
+    pki::rotation::{self, Facts, State as Stage, Waiting},
     plan::{
         AuthorityFacts, AuthoritySeen, Plan,
-        authorities::{Supplied, gates, lagging, members, replaced, supplied},
-        bundles::unbundled,
+        authorities::{Supplied, members, replaced},
+        turn::Turn,
         usable,
-        withdrawals::Withdrawals,
     },
-    topology::{Domain, Problem, Topology},
+    topology::{Problem, Topology},
 };
 
 const KINDS: [&str; 6] =
@@ -32,24 +28,23 @@ pub(super) fn status(
     proxies: ProxyCounts,
     plan: &mut Plan,
 ) -> TrustDomainStatus {
-    let Seen { topology, world, taken, now, .. } = *seen;
+    let Seen { topology, world, turns, now } = *seen;
     let old = object.status.clone().unwrap_or_default();
     let generation = object.metadata.generation;
     let name = object.metadata.name.as_deref().unwrap_or_default();
     let domain = topology.domain(name);
+    let turn = turns.get(name);
     let facts = usable(world, name);
-    let given = domain.map_or(Supplied::Managed, |domain| supplied(domain, world, now));
-    let gates =
-        domain.zip(facts).map(|(domain, facts)| gates(topology, domain, world, facts, &given, seen.surveys, now));
+    let gates = turn.and_then(|turn| turn.gates.as_ref());
     let states = if old.conditions.is_empty() {
         first_visit(&KINDS)
     } else {
-        let rotation = rotation_complete(seen, domain, facts, gates.as_ref(), plan);
+        let rotation = rotation_complete(seen, turn, plan);
         let parts = [
-            authority_ready(seen, name, &old, &given),
+            authority_ready(seen, name, &old, turn.map_or(&Supplied::Managed, |turn| &turn.given)),
             topology_valid(topology, name, problems),
-            bundle(seen, domain),
-            revocation_published(facts, taken.get(name), now),
+            bundle(turn),
+            revocation_published(facts, turn, now),
         ];
         // A rotation in its course is no reason not to be ready; one that waits for somebody is.
         let blocked = Some(&rotation).filter(|rotation| rotation.reason == "AckPending").cloned();
@@ -69,7 +64,7 @@ pub(super) fn status(
         active_key_id: facts
             .and_then(|facts| Some(facts.active()?.member.key_id.clone()))
             .or_else(|| old.active_key_id.clone()),
-        authorities: facts.map_or(old.authorities, |facts| authorities(facts, gates.as_ref(), &proxies)),
+        authorities: facts.map_or(old.authorities, |facts| authorities(facts, gates, &proxies)),
         crl: facts.map(lists).or(old.crl),
         proxies,
         servers: ServerCounts { total: count(total) },
@@ -179,34 +174,28 @@ fn topology_valid(topology: &Topology, name: &str, problems: &[&Problem]) -> Sta
     }
 }
 
-fn bundle(seen: &Seen<'_>, domain: Option<&Domain>) -> State {
+fn bundle(turn: Option<&Turn<'_>>) -> State {
     const KIND: &str = "BundleDistributed";
-    let Some(domain) = domain else { return State::unknown(KIND, "NotAccepted", "the domain is not accepted") };
-    if usable(seen.world, &domain.name).is_none() {
+    let Some(turn) = turn else { return State::unknown(KIND, "NotAccepted", "the domain is not accepted") };
+    if turn.facts.is_none() {
         return State::unknown(KIND, "Pending", "there is no authority yet");
     }
-    let missing = unbundled(domain, seen.world);
-    if missing.is_empty() {
-        State::good(KIND, "Distributed", format!("in {} namespaces", domain.namespaces.len()))
+    if turn.unbundled.is_empty() {
+        State::good(KIND, "Distributed", format!("in {} namespaces", turn.domain.namespaces.len()))
     } else {
         State::bad(
             KIND,
             "Pending",
-            format!("ConfigMap entente-trust-bundle is not yet current in: {}", named(&missing)),
+            format!("ConfigMap entente-trust-bundle is not yet current in: {}", named(&turn.unbundled)),
         )
     }
 }
 
 /// Where a rotation is, and after a while whom it waits for.
-fn rotation_complete(
-    seen: &Seen<'_>,
-    domain: Option<&Domain>,
-    facts: Option<&AuthorityFacts>,
-    gates: Option<&Facts>,
-    plan: &mut Plan,
-) -> State {
+fn rotation_complete(seen: &Seen<'_>, turn: Option<&Turn<'_>>, plan: &mut Plan) -> State {
     const KIND: &str = "RotationComplete";
-    let (Some(domain), Some(facts), Some(gates)) = (domain, facts, gates) else {
+    let found = turn.and_then(|turn| Some((turn, turn.facts?, turn.gates.as_ref()?)));
+    let Some((turn, facts, gates)) = found else {
         return State::unknown(KIND, "Pending", "there is no authority yet");
     };
     let moving = facts.members.iter().find(|one| one.member.state != Stage::Active);
@@ -215,17 +204,16 @@ fn rotation_complete(
     };
     match rotation::next(&members(facts), gates, seen.now) {
         Some(Err(Waiting::Acknowledgement)) => {
-            let timeout = i64::from(domain.rotation.ack_timeout_seconds);
+            let timeout = i64::from(turn.domain.rotation.ack_timeout_seconds);
             let until = Timestamp::from_second(one.since.as_second() + timeout).unwrap_or(seen.now);
             if seen.now < until {
                 plan.wake(until);
                 let message = format!("authority {} is on its way to every sidecar and bundle", one.key_id);
                 return State::bad(KIND, "Preparing", message);
             }
-            let lagging = lagging(domain, seen.world, seen.surveys, seen.now);
+            let lagging = turn.lagging(seen.world);
             let lagging: Vec<&str> = lagging.iter().map(String::as_str).collect();
-            let bundles = unbundled(domain, seen.world);
-            let whom = if lagging.is_empty() { named(&bundles) } else { named(&lagging) };
+            let whom = if lagging.is_empty() { named(&turn.unbundled) } else { named(&lagging) };
             let message = format!("authority {} waits for: {whom}. It never goes on without them", one.key_id);
             State::bad(KIND, "AckPending", message)
         }
@@ -244,20 +232,19 @@ fn rotation_complete(
     }
 }
 
-fn revocation_published(facts: Option<&AuthorityFacts>, withdrawals: Option<&Withdrawals>, now: Timestamp) -> State {
+fn revocation_published(facts: Option<&AuthorityFacts>, turn: Option<&Turn<'_>>, now: Timestamp) -> State {
     const KIND: &str = "RevocationPublished";
-    let (Some(facts), Some(withdrawals)) = (facts, withdrawals) else {
+    let (Some(facts), Some(turn)) = (facts, turn) else {
         return State::unknown(KIND, "Pending", "there is no authority yet");
     };
-    let (listed, whole) = fitting(withdrawals.listed());
     let crl = &facts.crl;
     if now.as_second() > crl.next_update {
         return State::bad(KIND, "Stale", "the published lists are out of date; new ones could not be signed");
     }
-    if digest(&listed) != crl.digest {
+    if turn.listing.digest != crl.digest {
         return State::bad(KIND, "Pending", "the next lists are being signed");
     }
-    if !whole {
+    if !turn.listing.is_whole {
         let message = format!("crl.pem holds the first {} revocations; sidecars know all of them", crl.entries);
         return State::bad(KIND, "Truncated", message);
     }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 
-use super::{Plan, Step, World, survey::Survey, withdrawals::Withdrawals};
+use super::{Plan, Step, Turns, World};
 use crate::{
     api::{ProxyCounts, conditions::State},
     topology::{Key, Problem, ServerKey, Topology},
@@ -20,9 +20,7 @@ const NAMED: usize = 5;
 struct Seen<'a> {
     topology: &'a Topology,
     world: &'a World,
-    surveys: &'a Survey<'a>,
-    /// What is taken back, by domain.
-    taken: &'a BTreeMap<String, Withdrawals>,
+    turns: &'a Turns<'a>,
     now: Timestamp,
 }
 
@@ -30,12 +28,11 @@ pub(super) fn all(
     topology: &Topology,
     problems: &[(Key, Problem)],
     world: &World,
-    surveys: &Survey<'_>,
-    taken: &BTreeMap<String, Withdrawals>,
+    turns: &Turns<'_>,
     now: Timestamp,
     plan: &mut Plan,
 ) {
-    let seen = Seen { topology, world, surveys, taken, now };
+    let seen = Seen { topology, world, turns, now };
     let mut counts = BTreeMap::<String, ProxyCounts>::new();
     for object in &world.declared.servers {
         let key = ServerKey::of(object);
@@ -63,8 +60,7 @@ pub(super) fn all(
 
 /// Key identifier of the issuer that a domain's status names.
 pub(super) fn active_key<'a>(world: &'a World, domain: &str) -> Option<&'a str> {
-    let object = world.declared.domains.iter().find(|one| one.metadata.name.as_deref() == Some(domain))?;
-    object.status.as_ref()?.active_key_id.as_deref()
+    world.declared.domain(domain)?.status.as_ref()?.active_key_id.as_deref()
 }
 
 fn problems_of<'a>(problems: &'a [(Key, Problem)], key: &Key) -> Vec<&'a Problem> {

@@ -14,6 +14,7 @@ use crate::{
         World, published,
         secrets::{self, SecretSeen},
         survey::Pods,
+        turn::Turn,
         usable,
         withdrawals::{Taken, may_meet},
     },
@@ -24,22 +25,22 @@ const KINDS: [&str; 6] =
     ["Ready", "Accepted", "ProxiesInjected", "CertificatesIssued", "TrustLoaded", "RevocationEffective"];
 
 pub(super) fn status(seen: &Seen<'_>, object: &TrustedServer, problems: &[&Problem]) -> TrustedServerStatus {
-    let Seen { topology, world, surveys, taken, now } = *seen;
+    let Seen { topology, world, turns, now } = *seen;
     let old = object.status.clone().unwrap_or_default();
     let generation = object.metadata.generation;
     let key = ServerKey::of(object);
     let server = topology.server(&key);
     let nothing = Pods::default();
-    let pods = surveys.get(&key).unwrap_or(&nothing);
-    let taken = server.and_then(|server| taken.get(&server.domain)?.of(&key));
-    let revocation = revocation(seen, server, taken, pods, &old.revocation);
+    let turn = server.and_then(|server| turns.get(server.domain.as_str()));
+    let pods = turn.and_then(|turn| turn.survey.get(&key)).unwrap_or(&nothing);
+    let revocation = revocation(seen, server.zip(turn), pods, &old.revocation);
     let states =
         if old.conditions.is_empty() { first_visit(&KINDS) } else { judge(seen, server, problems, pods, &revocation) };
     let held = server.and_then(|server| held(world, server, now));
     let ends: Vec<Timestamp> = pods.ends.iter().copied().chain(held.map(|record| record.validity.not_after)).collect();
     let earliest = ends.iter().min().map(|end| seconds(*end));
     let injected = pods.all.len() - pods.bare.len();
-    let facts = server.and_then(|server| usable(world, &server.domain));
+    let facts = turn.and_then(|turn| turn.facts);
     TrustedServerStatus {
         conditions: write(&states, &old.conditions, generation, now),
         observed_generation: generation,
@@ -67,23 +68,22 @@ pub(super) fn status(seen: &Seen<'_>, object: &TrustedServer, problems: &[&Probl
 /// Who has not acknowledged yet what was taken back of this server, and what that ended.
 fn revocation(
     seen: &Seen<'_>,
-    server: Option<&Server>,
-    taken: Option<&Taken>,
+    server: Option<(&Server, &Turn<'_>)>,
     own: &Pods<'_>,
     old: &RevocationCounts,
 ) -> RevocationCounts {
     // The routine end of pods waits for nobody: what somebody decided does.
-    let decided = |taken: &&Taken| {
+    let decided = |taken: &Taken| {
         taken.withdrawal.is_some() || taken.revoked.iter().any(|(_, revoked)| revoked.reason.is_explicit())
     };
-    let Some((server, taken)) = server.zip(taken.filter(decided)) else {
+    let found = server.and_then(|(server, turn)| Some((server, turn, turn.withdrawals.of(&server.key)?)));
+    let Some((server, turn, taken)) = found.filter(|(_, _, taken)| decided(taken)) else {
         return RevocationCounts { pending: 0, ..old.clone() };
     };
-    let others = seen.surveys.iter().filter(|(key, _)| {
-        let other = seen.topology.server(key);
-        other.is_some_and(|other| other.domain == server.domain && other.key != server.key && may_meet(server, other))
+    let others = turn.unacknowledged.iter().filter_map(|uid| seen.topology.pod(uid)).filter(|(other, pod)| {
+        !pod.ending && other.domain == server.domain && other.key != server.key && may_meet(server, other)
     });
-    let pending = others.map(|(_, pods)| pods.unacknowledged.len()).sum::<usize>() + (own.connected - own.current);
+    let pending = others.count() + (own.connected - own.current);
     let explicit = taken.revoked.iter().filter(|(_, revoked)| revoked.reason.is_explicit());
     let latest = explicit.map(|(_, revoked)| revoked.at).max().filter(|_| taken.marks.is_empty());
     let effective = old.last_effective_time.as_ref().map(|time| time.0);

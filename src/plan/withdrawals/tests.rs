@@ -6,7 +6,7 @@ use crate::{
     pki::ledger::Owner,
     plan::{
         LedgerSeen,
-        tests::{at, ledger, pod, record, server, world},
+        tests::{at, created, ledger, pod, record, server, world},
     },
     topology::facts::PodFacts,
 };
@@ -130,6 +130,20 @@ fn each_way_to_lose_a_certificate_has_its_own_reason() {
 }
 
 #[test]
+fn who_still_sees_the_server_before_takes_nothing_back_of_the_one_that_was_created_anew() {
+    let earlier = crate::api::conditions::seconds(at(50));
+    let mut world = shop();
+    let before = object(&mut world, "web");
+    before.metadata.uid = Some("before".into());
+    before.metadata.creation_timestamp = Some(earlier.clone());
+    assert_eq!(fate(&world, 900), (None, None));
+    object(&mut world, "web").spec.state = crate::api::ServerState::Suspended;
+    assert_eq!(fate(&world, 900), (None, None), "what befalls the one before");
+    object(&mut world, "web").metadata.deletion_timestamp = Some(earlier);
+    assert_eq!(fate(&world, 900), (None, None), "and its end");
+}
+
+#[test]
 fn pods_that_are_gone_are_taken_back_together_after_a_minute_and_never_by_a_list_that_lags() {
     let mut world = shop();
     world.declared.pods.clear();
@@ -190,13 +204,13 @@ fn a_sidecar_is_told_no_more_than_it_can_hold_and_what_somebody_decided_first() 
     let mut world = shop();
     let many = |index: u8, count: usize| {
         let mut ledger = Ledger::default();
-        let owner =
-            Owner { id: SpiffeId::parse("spiffe://contoso.example/ns/shop/server/web").unwrap(), uid: "u-web".into() };
+        let id = SpiffeId::parse("spiffe://contoso.example/ns/shop/server/web").unwrap();
+        let owner = Owner { id, uid: "u-web".into(), created: created() };
         for number in 0..count {
             let mut bytes = [index; 16];
             bytes[8..].copy_from_slice(&(number as u64).to_be_bytes());
-            let one =
-                Record { serial: Serial::from_random(bytes), key: number.to_string(), ..record(1, "pod-web", 10_000) };
+            let holder = Holder::Pod(number.to_string());
+            let one = Record { serial: Serial::from_random(bytes), holder, ..record(1, "", 10_000) };
             ledger.append(&owner, one, at(100)).unwrap();
         }
         ledger
