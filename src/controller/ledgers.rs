@@ -32,6 +32,8 @@ use crate::{
 
 /// How long a first request waits for others.
 const GATHER: Duration = Duration::from_millis(10);
+/// How long one waits that follows a write: where many ask, fewer and larger writes serve them sooner.
+const GATHER_MORE: Duration = Duration::from_millis(150);
 /// Ledgers that are written at a time.
 const AT_ONCE: usize = 16;
 /// Requests that may wait for one ledger.
@@ -165,8 +167,10 @@ impl Shared {
     /// Writes one ledger as long as somebody waits for it.
     async fn lane(self: Arc<Self>, key: ServerKey) {
         let mut remembered = None;
+        let mut gather = GATHER;
         loop {
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep(gather).await;
+            gather = GATHER_MORE;
             let Some(batch) = self.batch(&key) else { return };
             let _room = self.room.acquire().await;
             remembered = self.write(&key, batch, remembered).await;

@@ -42,7 +42,7 @@ const SECRET: &str = "entente-control-plane";
 const MAX_CONNECTIONS: usize = 16_384;
 /// Handshakes of one endpoint at a time, in all and from one address. Who finds no place comes back: what is begun then
 /// ends before the caller loses patience.
-const HANDSHAKES: (usize, usize) = (2_048, 64);
+const HANDSHAKES: (usize, usize) = (512, 64);
 /// A handshake, and a request's head, must be complete in this time.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 

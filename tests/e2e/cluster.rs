@@ -70,8 +70,18 @@ pub(crate) fn must(arguments: &[&str]) -> String {
 
 /// Applies YAML; whatever the API server says is answered.
 pub(crate) fn try_apply(yaml: &str) -> Said {
+    fed("apply", yaml)
+}
+
+/// Creates an object that may be too large for the annotation of `kubectl apply`.
+pub(crate) fn create(yaml: &str) {
+    let said = fed("create", yaml);
+    assert!(said.ok, "kubectl create: {}", said.err);
+}
+
+fn fed(verb: &str, yaml: &str) -> Said {
     let mut child = program("kubectl")
-        .args(["apply", "-f", "-"])
+        .args([verb, "-f", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    cluster::{Place, SYSTEM, apply, kubectl, must, until},
+    cluster::{Place, SYSTEM, create, kubectl, must, until},
     rotation::condition,
     workloads::{IDLE, server, service, web},
 };
@@ -36,7 +36,7 @@ fn saved(kind: &str, name: &str) -> Value {
 fn restored(object: &Value) {
     let (kind, name) = (object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
     let _ = kubectl(&["-n", SYSTEM, "delete", kind, name, "--ignore-not-found"]);
-    apply(&object.to_string());
+    create(&object.to_string());
 }
 
 /// A pod more, which needs a certificate.
