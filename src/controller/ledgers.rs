@@ -33,7 +33,7 @@ use crate::{
 /// How long a first request waits for others.
 const GATHER: Duration = Duration::from_millis(10);
 /// How long one waits that follows a write: where many ask, fewer and larger writes serve them sooner.
-const GATHER_MORE: Duration = Duration::from_millis(150);
+const GATHER_MORE: Duration = Duration::from_millis(500);
 /// Ledgers that are written at a time.
 const AT_ONCE: usize = 16;
 /// Requests that may wait for one ledger.
@@ -357,6 +357,7 @@ mod tests {
             serial: Serial::from_random([1; 16]),
             holder: Holder::Pod("uid".to_owned()),
             key: "key".to_owned(),
+            names: "n".into(),
             issuer: "aa".to_owned(),
             validity: Validity { not_before: now, not_after: now },
             recorded: now,

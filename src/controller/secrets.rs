@@ -29,7 +29,7 @@ use crate::{
         bundle::Bundle,
         csr::{self, Csr, Names},
         intake::{Recorded, Unrecorded},
-        ledger::{Holder, LedgerError, Record, key_text},
+        ledger::{Holder, LedgerError, Record, key_text, names_text},
     },
     plan::secrets::{FINGERPRINT_ANNOTATION, SERIAL_ANNOTATION, SecretSeen},
     telemetry,
@@ -116,7 +116,7 @@ pub(super) async fn write(
     let csr = Csr::parse(&csr::request(&key)?).map_err(|error| register(&error))?;
     let key_id = key_text(csr.key_sha256());
     let Recorded { serial, validity, occasion } =
-        record(ledgers, (server, domain), &name, key_id.clone(), &loaded.active).await?;
+        record(ledgers, (server, domain), &name, (key_id.clone(), names_text(&names)), &loaded.active).await?;
     let told = names.clone();
     let names = Names { id: server.id.clone(), dns_names: names, pod_uid: None };
     let signed = loaded.active.sign(&csr.grant(names), serial, validity).map_err(|error| register(&error))?;
@@ -146,7 +146,7 @@ async fn record(
     ledgers: &Ledgers,
     (server, domain): (&Server, &Domain),
     secret: &str,
-    key: String,
+    (key, names): (String, String),
     authority: &Authority,
 ) -> Result<Recorded, ApplyError> {
     let now = telemetry::now();
@@ -155,6 +155,7 @@ async fn record(
         serial: Serial::from_random(telemetry::random()),
         holder: Holder::Secret(secret.to_owned()),
         key,
+        names,
         issuer: authority.key_id().to_owned(),
         validity: validity.map_err(|error| ApplyError::Register(error.to_string()))?,
         recorded: now,

@@ -1,16 +1,16 @@
 //! The issuance ledger of one server: a line for every unexpired certificate, written before the certificate is
 //! signed. It travels as the data of a ConfigMap whose resourceVersion is the compare-and-swap.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
 use super::{
     authority::{Serial, Validity},
     crl::{Reason, Revoked},
-    hex, shift,
+    hex, sha256_hex, shift,
 };
-use crate::identity::SpiffeId;
+use crate::identity::{DnsName, SpiffeId};
 
 /// Lines in one ledger.
 pub const MAX_RECORDS: usize = 4096;
@@ -23,6 +23,8 @@ const FORMAT: &str = "3";
 const FORMAT_BEFORE: &str = "2";
 /// A revoked certificate stays listed so long after its end, in seconds: one more CRL says so.
 const LISTED_AFTER_END: i64 = 3_600;
+/// What a record says whose names are not known.
+const UNKNOWN: &str = "-";
 /// What a record of a certificate in a Secret says instead of a pod's UID; the Secret's name follows.
 const SECRET: &str = "secret/";
 
@@ -35,6 +37,8 @@ pub struct Record {
     pub holder: Holder,
     /// First 128 bits of the SHA-256 of its key, hex.
     pub key: String,
+    /// What its DNS names come to ([`names_text`]); `-` = not known.
+    pub names: String,
     /// Key identifier of the issuer, hex.
     pub issuer: String,
     /// Its validity.
@@ -161,11 +165,13 @@ impl Ledger {
     }
 
     /// The record of an earlier request of the same pod for the same key, if it may be answered again: the same authority
-    /// must sign it, since its serial is taken back by that one's list.
+    /// must sign it, since its serial is taken back by that one's list, and with the same names, since no serial stands for
+    /// two certificates (RFC 5280 §4.1.2.2).
     pub fn repeated(&self, wanted: &Record, now: Timestamp) -> Result<Option<&Record>, LedgerError> {
         let Some(found) = self.records.iter().find(|record| record.key == wanted.key) else { return Ok(None) };
         let fresh = now <= shift(found.recorded, RETRY_SECONDS) && found.revoked.is_none();
-        let same = found.holder == wanted.holder && found.issuer == wanted.issuer;
+        let sealed = |record: &Record| (record.holder.clone(), record.issuer.clone(), record.names.clone());
+        let same = sealed(found) == sealed(wanted);
         if same && fresh { Ok(Some(found)) } else { Err(LedgerError::KeyReused) }
     }
 
@@ -238,8 +244,14 @@ pub fn key_text(sha256: [u8; 32]) -> String {
     hex(&sha256[..16])
 }
 
+/// The first 64 bits of the SHA-256 of all names, hex.
+pub fn names_text(names: &BTreeSet<DnsName>) -> String {
+    let all: Vec<&str> = names.iter().map(DnsName::as_str).collect();
+    sha256_hex(all.join("\n").as_bytes())[..16].to_owned()
+}
+
 fn line(record: &Record) -> String {
-    let Record { serial, holder, key, issuer, validity, recorded, revoked } = record;
+    let Record { serial, holder, key, names, issuer, validity, recorded, revoked } = record;
     let (from, to) = (validity.not_before.as_second(), validity.not_after.as_second());
     let holder = match holder {
         Holder::Pod(uid) => uid.clone(),
@@ -249,12 +261,20 @@ fn line(record: &Record) -> String {
         None => "live".to_owned(),
         Some((at, reason)) => format!("revoked@{}:{}", at.as_second(), reason.word()),
     };
-    format!("{serial} {holder} {key} {issuer} {from} {to} {} {state}\n", recorded.as_second())
+    format!("{serial} {holder} {key} {names} {issuer} {from} {to} {} {state}\n", recorded.as_second())
 }
 
 fn record(line: &str) -> Option<Record> {
-    let [serial, holder, key, issuer, from, to, recorded, state] = line.split(' ').collect::<Vec<_>>()[..] else {
-        return None;
+    let (serial, holder, key, names, [issuer, from, to, recorded, state]) = match line.split(' ').collect::<Vec<_>>()[..]
+    {
+        [serial, holder, key, names, issuer, from, to, recorded, state] => {
+            (serial, holder, key, names, [issuer, from, to, recorded, state])
+        }
+        // Format 2.
+        [serial, holder, key, issuer, from, to, recorded, state] => {
+            (serial, holder, key, UNKNOWN, [issuer, from, to, recorded, state])
+        }
+        _ => return None,
     };
     let instant = |text: &str| Timestamp::from_second(text.parse().ok()?).ok();
     let revoked = match state.strip_prefix("revoked@") {
@@ -272,6 +292,7 @@ fn record(line: &str) -> Option<Record> {
             None => Holder::Pod(holder.to_owned()),
         },
         key: key.to_owned(),
+        names: names.to_owned(),
         issuer: issuer.to_owned(),
         validity: Validity { not_before: instant(from)?, not_after: instant(to)? },
         recorded: instant(recorded)?,
@@ -301,6 +322,7 @@ mod tests {
             serial: Serial::from_random([number; 16]),
             holder: pod(1),
             key: key.into(),
+            names: "n".into(),
             issuer: "aa".into(),
             validity: Validity { not_before: at(0), not_after: at(1000) },
             recorded: at(300),
@@ -330,6 +352,7 @@ mod tests {
         let other = |wanted: Record| assert_eq!(ledger.repeated(&wanted, at(600)), Err(LedgerError::KeyReused));
         other(Record { holder: pod(2), ..again.clone() });
         other(Record { issuer: "bb".into(), ..again.clone() });
+        other(Record { names: names_text(&BTreeSet::new()), ..again.clone() });
         assert_eq!(ledger.repeated(&again, at(601)), Err(LedgerError::KeyReused));
         ledger.revoke(&[(sample(1, "").serial, Reason::Suspended)], at(400));
         assert_eq!(ledger.repeated(&again, at(600)), Err(LedgerError::KeyReused), "a revoked one is not signed again");

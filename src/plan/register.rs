@@ -152,6 +152,7 @@ mod tests {
             serial: Serial::from_random([9; 16]),
             holder: Holder::Pod(pod.into()),
             key: "k".into(),
+            names: "n".into(),
             issuer: issuer.into(),
             validity: Validity { not_before: at(0), not_after: at(100) },
             recorded: at(0),

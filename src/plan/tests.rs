@@ -155,6 +155,7 @@ pub(super) fn record(number: u8, pod: &str, end: i64) -> Record {
         serial: Serial::from_random([number; 16]),
         holder: Holder::Pod(pod.to_owned()),
         key: number.to_string(),
+        names: "n".into(),
         issuer: "aa".into(),
         validity: Validity { not_before: at(0), not_after: at(end) },
         recorded: at(100),

@@ -146,3 +146,62 @@ fn two_leaders_by_a_paused_process_issue_nothing_twice_and_no_number_goes_back()
     assert_eq!(place.run("deploy/client", "curl -sS --max-time 5 http://web/").out, "hello\n");
     eprintln!("{cycles} leaders paused and woken; the last list has number {highest}");
 }
+
+/// Controllers whose wall clock is wrong, until this is dropped.
+struct WrongClock;
+
+impl WrongClock {
+    /// Starts them anew under libfaketime, `ahead` of the node.
+    fn set(ahead: &str) -> Self {
+        const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+        assert!(std::path::Path::new(LIBRARY).exists(), "{LIBRARY} is missing: apt-get install libfaketime");
+        let variable = |name: &str, value: &str| serde_json::json!({"name": name, "value": value});
+        let environment = [
+            variable("LD_PRELOAD", "/faketime/libfaketimeMT.so.1"),
+            variable("FAKETIME", ahead),
+            variable("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let mount = serde_json::json!({"name": "faketime", "mountPath": "/faketime", "readOnly": true});
+        let path = std::path::Path::new(LIBRARY).parent();
+        let spec = serde_json::json!({
+            "volumes": [{"name": "faketime", "hostPath": {"path": path}}],
+            "containers": [{"name": "controller", "env": environment, "volumeMounts": [mount]}],
+        });
+        let patch = serde_json::json!({"spec": {"template": {"spec": spec}}}).to_string();
+        must(&["-n", SYSTEM, "patch", "deployment", "entente-controller", "--patch", &patch]);
+        let set = Self;
+        rolled_out();
+        set
+    }
+}
+
+impl Drop for WrongClock {
+    fn drop(&mut self) {
+        let _ = kubectl(&["-n", SYSTEM, "rollout", "undo", "deployment/entente-controller"]);
+        rolled_out();
+    }
+}
+
+fn rolled_out() {
+    let _ = kubectl(&["-n", SYSTEM, "rollout", "status", "deployment/entente-controller", "--timeout=90s"]);
+}
+
+#[test]
+fn controllers_whose_clock_is_wrong_sign_and_lead_nothing_and_no_call_fails() {
+    for (domain, ahead) in [("ahead", "+25h"), ("behind", "-25h")] {
+        let place = place(domain);
+        let load = Load::start(&place, "deploy/client", &["web".to_owned()], 50, 100);
+        let wrong = WrongClock::set(ahead);
+        let (before, list) = (issued(&place, "web"), number(domain));
+        until(90, "a sidecar is told why nothing is signed", || {
+            let log = place.kubectl(&["logs", &place.pod("web"), "-c", "entente-proxy", "--tail=50"]).out;
+            if log.contains("ClockSuspect") { Ok(()) } else { Err(log) }
+        });
+        assert_eq!((issued(&place, "web"), number(domain)), (before.clone(), list), "nothing is signed");
+        drop(wrong);
+        until(60, "a renewal", || if issued(&place, "web") == before { Err("none yet".to_owned()) } else { Ok(()) });
+        nothing_failed(&place, &load.ends(), &format!("controllers whose clock is {ahead}"));
+        place.condition_is("web", "Ready", "True/");
+        assert_eq!(states(domain).matches("Active:").count(), 1, "{}", states(domain));
+    }
+}

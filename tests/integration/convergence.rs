@@ -172,6 +172,7 @@ fn issue(held: &mut Held, map: &Map, pod: &PodFacts, number: u64) {
         serial: serial(number, 9),
         holder: Holder::Pod(pod.uid.clone()),
         key: number.to_string(),
+        names: "n".into(),
         issuer: authority.key_id().to_owned(),
         validity: Validity { not_before: now, not_after: end },
         recorded: now,

@@ -22,6 +22,7 @@ fn record(serial: [u8; 16], pod: u64, key: &str, now: Timestamp) -> Record {
         serial: Serial::from_random(serial),
         holder: Holder::Pod(format!("pod-{pod}")),
         key: key.to_owned(),
+        names: "n".into(),
         issuer: "aa".to_owned(),
         validity: Validity { not_before: now, not_after: shift(now, 86_400) },
         recorded: now,

@@ -23,6 +23,7 @@ fn record(number: u8, pod: &str, recorded: i64) -> Record {
         serial: serial(number),
         holder: Holder::Pod(pod.to_owned()),
         key: format!("key-{number}"),
+        names: "n".into(),
         issuer: "aa".to_owned(),
         validity: Validity { not_before: at(recorded), not_after: at(recorded + 3_600) },
         recorded: at(recorded),

@@ -28,6 +28,17 @@ async fn open(client: &Sidecar, count: usize) -> Vec<TcpStream> {
     streams
 }
 
+/// How many ended in each step of two milliseconds.
+fn tell_histogram(times: &[Duration]) {
+    let mut steps = std::collections::BTreeMap::<u128, usize>::new();
+    for time in times {
+        *steps.entry(time.as_millis() / 2 * 2).or_default() += 1;
+    }
+    for (from, count) in steps {
+        eprintln!("{from:>4}-{:<4} ms {count:>4} {}", from + 2, "#".repeat(count.div_ceil(times.len().div_ceil(100))));
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_a_thousand_connections_exactly_those_of_the_revoked_certificate_end_on_both_sides() {
     entente::proxy::prepare_process();
@@ -70,6 +81,7 @@ async fn of_a_thousand_connections_exactly_those_of_the_revoked_certificate_end_
         at(99),
         at(100)
     );
+    tell_histogram(&times);
 
     server.refused("inbound", "Revoked", u32::try_from(each).unwrap()).await;
     let rest = each * (CLIENTS - 1);
