@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// The brief version that this build reads and writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Up to this many addresses are pushed to every proxy; beyond it proxies ask at the first dial.
 pub const PUSHED_ROUTES: usize = 2_000;
 /// Bound of a sync request's body, in bytes.
@@ -141,7 +141,30 @@ pub struct Allow {
     /// Every declared Internal server: everyone the authority of our own trust domain vouches for.
     pub all_declared: bool,
     /// These servers.
-    pub servers: Vec<SpiffeId>,
+    pub servers: Vec<AllowedServer>,
+    /// These partners, each proven in a scope of its own. Only ports of Edge servers have any.
+    pub partners: Vec<AllowedPartner>,
+}
+
+/// A server that may call a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AllowedServer {
+    /// Who.
+    pub id: SpiffeId,
+    /// Where the application listens for it alone, so that unmodified software knows who calls; `None` = where it
+    /// listens for everybody.
+    pub target_port: Option<u16>,
+}
+
+/// A partner that may call a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AllowedPartner {
+    /// Name of the `FederationPartner`; its scope is [`partner_scope`] of it.
+    pub name: String,
+    /// As in [`AllowedServer`].
+    pub target_port: Option<u16>,
 }
 
 /// What the application may call beside declared servers.
@@ -168,14 +191,40 @@ pub struct EgressNetwork {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Scope {
-    /// `internal`: our own authority.
+    /// [`INTERNAL`]: our own authority; [`partner_scope`]: a partner's.
     pub id: String,
+    /// Whom the anchors may vouch for.
+    pub names: ScopeNames,
     /// Root certificates, PEM.
     pub anchors: Vec<String>,
-    /// Key identifiers of the issuing certificates in use, hex: a chain through any other is refused.
+    /// Key identifiers of the issuing certificates in use, hex: a chain through any other is refused. A partner's is
+    /// empty: its authority moves its issuers without telling us.
     pub issuers: Vec<String>,
-    /// What was taken back; `None` = nobody knows, so everybody is refused.
+    /// What was taken back. `None` in scope `internal` = nobody knows, so everybody is refused; in a partner's = the
+    /// partner publishes nothing, and its certificates count until they end.
     pub revocation: Option<Revocation>,
+}
+
+/// Whom the anchors of a scope may vouch for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ScopeNames {
+    /// Servers of our own trust domain, by the one URI in their leaf (scope `internal`).
+    Servers,
+    /// A partner: the DNS names in its leaf.
+    Partner(PartnerNames),
+}
+
+/// The names that a partner may prove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PartnerNames {
+    /// Every DNS name in a leaf lies in one of these.
+    pub domains: Vec<DnsName>,
+    /// Where there are any, a leaf carries at least one of these exact names.
+    pub server_names: Vec<DnsName>,
+    /// SHA-256 of the public keys (SubjectPublicKeyInfo) that a leaf may have, base64; empty = any.
+    pub public_key_pins: Vec<String>,
 }
 
 /// What a scope's authority has taken back of what it issued: a CRL as a set, and whole identities beside it.
@@ -209,6 +258,11 @@ pub struct Withdrawal {
 
 /// The id of our own authority's scope.
 pub const INTERNAL: &str = "internal";
+
+/// The id of the scope of the `FederationPartner` called `name`.
+pub fn partner_scope(name: &str) -> String {
+    format!("partner/{name}")
+}
 
 /// The declared server behind one address. Routes only *find* peers; certificates prove them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -360,6 +414,29 @@ impl Cursor {
     }
 }
 
+impl Allow {
+    /// These servers and nobody else.
+    pub fn servers(ids: impl IntoIterator<Item = SpiffeId>) -> Self {
+        let servers = ids.into_iter().map(|id| AllowedServer { id, target_port: None }).collect();
+        Self { servers, ..Self::default() }
+    }
+
+    /// Every declared Internal server of our own trust domain.
+    pub fn all_declared() -> Self {
+        Self { all_declared: true, ..Self::default() }
+    }
+
+    /// The entry of the server `id`.
+    pub fn server(&self, id: &SpiffeId) -> Option<&AllowedServer> {
+        self.servers.iter().find(|one| one.id == *id)
+    }
+
+    /// The entry of the partner `name`.
+    pub fn partner(&self, name: &str) -> Option<&AllowedPartner> {
+        self.partners.iter().find(|one| one.name == name)
+    }
+}
+
 impl Brief {
     /// Whether our server may talk with anybody at all.
     pub const fn stands(&self) -> Result<(), Refusal> {
@@ -381,7 +458,7 @@ impl Brief {
     pub fn admit(&self, from: &Identity, port: u16) -> Result<&Port, Refusal> {
         let declared = self.port(port)?;
         let all = declared.allow.all_declared && from.id.trust_domain() == self.identity.trust_domain();
-        if all || declared.allow.servers.contains(&from.id) { Ok(declared) } else { Err(Refusal::NotInTopology) }
+        if all || declared.allow.server(&from.id).is_some() { Ok(declared) } else { Err(Refusal::NotInTopology) }
     }
 
     /// Whether the application may call this address as it is, beside declared servers and routes.
@@ -442,7 +519,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_admitted_on_both_numbers_of_a_declared_port_and_on_no_other() {
-        let brief = brief(Allow { all_declared: false, servers: vec![id("mediation")] });
+        let brief = brief(Allow::servers([id("mediation")]));
         assert!(brief.admit(&peer(id("mediation")), 5061).is_ok());
         assert!(brief.admit(&peer(id("mediation")), 5060).is_ok());
         assert_eq!(brief.admit(&peer(id("mediation")), 80), Err(Refusal::PortNotAllowed));
@@ -451,7 +528,7 @@ mod tests {
 
     #[test]
     fn all_declared_means_our_trust_domain_only() {
-        let brief = brief(Allow { all_declared: true, servers: vec![] });
+        let brief = brief(Allow::all_declared());
         let foreign = SpiffeId::new(&DnsName::parse("fabrikam.example").unwrap(), "sip", "mediation").unwrap();
         assert!(brief.admit(&peer(id("anyone")), 5061).is_ok());
         assert_eq!(brief.admit(&peer(foreign), 5061), Err(Refusal::NotInTopology));

@@ -145,6 +145,7 @@ fn bytes(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::brief::ScopeNames;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -175,6 +176,7 @@ mod tests {
         let serials = serials.iter().map(|text| (*text).to_owned()).collect();
         Scope {
             id: "internal".to_owned(),
+            names: ScopeNames::Servers,
             anchors: vec![],
             issuers: vec!["aa".to_owned(), "bb".to_owned()],
             revocation: Some(Revocation {

@@ -4,7 +4,9 @@ use sha2::{Digest, Sha256};
 
 use super::{AuthorityFacts, withdrawals::Withdrawals};
 use crate::{
-    brief::{Allow, Brief, Cursor, Egress, INTERNAL, OnPeerExpiry, Port, Revocation, Scope, Standing, VERSION},
+    brief::{
+        Allow, Brief, Cursor, Egress, INTERNAL, OnPeerExpiry, Port, Revocation, Scope, ScopeNames, Standing, VERSION,
+    },
     identity::{Identity, SpiffeId},
     pki,
     topology::{Server, ServerPort, Topology, facts::PodFacts},
@@ -44,6 +46,7 @@ impl Trust {
         };
         let scope = Scope {
             id: INTERNAL.to_owned(),
+            names: ScopeNames::Servers,
             anchors: facts.roots(),
             issuers: facts.members.iter().map(|one| one.member.key_id.clone()).collect(),
             revocation: Some(revocation),
@@ -62,7 +65,13 @@ impl Trust {
 
 impl Default for Trust {
     fn default() -> Self {
-        let scope = Scope { id: INTERNAL.to_owned(), anchors: vec![], issuers: vec![], revocation: None };
+        let scope = Scope {
+            id: INTERNAL.to_owned(),
+            names: ScopeNames::Servers,
+            anchors: vec![],
+            issuers: vec![],
+            revocation: None,
+        };
         Self { scope, issuer: String::new(), digest: String::new() }
     }
 }
@@ -89,9 +98,10 @@ pub fn narrowed(published: &Server, now: Option<&Server>) -> Server {
         };
         port.allow.all_declared &= same.allow.all_declared;
         let still = |id: &SpiffeId| {
-            same.allow.servers.contains(id) || (same.allow.all_declared && id.trust_domain() == now.id.trust_domain())
+            same.allow.server(id).is_some() || (same.allow.all_declared && id.trust_domain() == now.id.trust_domain())
         };
-        port.allow.servers.retain(still);
+        port.allow.servers.retain(|one| still(&one.id));
+        port.allow.partners.retain(|one| same.allow.partner(&one.name).is_some());
     }
     server
 }

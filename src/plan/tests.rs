@@ -304,7 +304,7 @@ fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
     let (web, pod) = topology.pod("pod-web").unwrap();
     let brief = briefs::brief_of(&topology, web, pod, &trust(&topology, &world), revision(7));
     assert_eq!((brief.cursor.revision, brief.ports.len()), (7, 1), "UDP is no port of the proxy");
-    let allowed: Vec<&str> = brief.ports[0].allow.servers.iter().map(|id| id.server()).collect();
+    let allowed: Vec<&str> = brief.ports[0].allow.servers.iter().map(|one| one.id.server()).collect();
     assert_eq!(allowed, ["api", "web"]);
     assert_eq!(brief.scope("internal").unwrap().anchors.len(), 1);
     let later = briefs::brief_of(&topology, web, pod, &trust(&topology, &world), revision(8));

@@ -285,7 +285,7 @@ impl Withdrawals {
 /// Whether a connection between the two may exist, in either direction.
 pub(super) fn may_meet(one: &Server, other: &Server) -> bool {
     let admits = |callee: &Server, caller: &Server| {
-        callee.ports.iter().any(|port| port.allow.all_declared || port.allow.servers.contains(&caller.id))
+        callee.ports.iter().any(|port| port.allow.all_declared || port.allow.server(&caller.id).is_some())
     };
     admits(one, other) || admits(other, one)
 }

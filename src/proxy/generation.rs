@@ -249,7 +249,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        brief::{Egress, OnPeerExpiry, Revocation, Scope, Standing, Withdrawal},
+        brief::{Egress, OnPeerExpiry, Revocation, Scope, ScopeNames, Standing, Withdrawal},
         identity::Identity,
         proxy::credentials::tests::leaf,
         refusal::WithdrawnDetail,
@@ -285,7 +285,13 @@ mod tests {
             on_peer_expiry: OnPeerExpiry::default(),
             ports: vec![],
             egress: Egress::default(),
-            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors, issuers, revocation: Some(revocation) }],
+            scopes: vec![Scope {
+                id: INTERNAL.to_owned(),
+                names: ScopeNames::Servers,
+                anchors,
+                issuers,
+                revocation: Some(revocation),
+            }],
             drain_seconds: 30,
         };
         (Arc::new(leaf), brief)

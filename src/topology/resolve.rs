@@ -227,8 +227,8 @@ fn ports(object: &TrustedServer, domain: &Domain, own: &SpiffeId, declared: &Dec
             },
             // Who is named is filled in when all servers are known.
             allow: match (&spec.allow_from, default_peers) {
-                (None, DefaultPeers::AllDeclared) => Allow { all_declared: true, servers: vec![] },
-                (None, DefaultPeers::ExplicitOnly) => Allow { all_declared: false, servers: vec![own.clone()] },
+                (None, DefaultPeers::AllDeclared) => Allow::all_declared(),
+                (None, DefaultPeers::ExplicitOnly) => Allow::servers([own.clone()]),
                 (Some(_), _) => Allow::default(),
             },
         })
@@ -353,7 +353,7 @@ fn peers_and_egress(declared: &Declared, object: &TrustedServer, topology: &mut 
     server.egress = egress;
     for port in &mut server.ports {
         if let Some(peers) = allowed.remove(&port.name) {
-            port.allow.servers = peers.into_iter().collect();
+            port.allow = Allow::servers(peers);
         }
     }
 }

@@ -4,7 +4,7 @@ use super::*;
 use crate::{
     brief::{
         Allow, Brief, Cursor, Egress, EgressNetwork, Mode, Port, Revocation, Route, RouteCursor, RouteDelta, Scope,
-        Standing, VERSION, Withdrawal,
+        ScopeNames, Standing, VERSION, Withdrawal,
     },
     identity::Identity,
     pki::{
@@ -65,7 +65,7 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         port,
         target_port: port,
         mode,
-        allow: Allow { all_declared: false, servers },
+        allow: Allow::servers(servers),
     };
     let all = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let withdrawal =
@@ -77,8 +77,13 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         serials: BTreeMap::from([("aa".to_owned(), all(serials))]),
         withdrawn: withdrawn.iter().map(withdrawal).collect(),
     };
-    let scope =
-        Scope { id: "internal".to_owned(), anchors: vec![], issuers: all(issuers), revocation: Some(revocation) };
+    let scope = Scope {
+        id: "internal".to_owned(),
+        names: ScopeNames::Servers,
+        anchors: vec![],
+        issuers: all(issuers),
+        revocation: Some(revocation),
+    };
     let view = View::of(&scope).unwrap();
     let brief = Brief {
         version: VERSION,
@@ -207,7 +212,7 @@ fn exactly_one_of_20_000_connections_is_cut_by_its_serial() {
     };
     let mut places: Vec<_> = (0x1_0000..0x1_0000 + 20_000).map(enter).collect();
     let mut judge = judge(&["aa"], &["010007"], &[]);
-    let strangers = (0..200).map(|number| id(&format!("stranger-{number}")));
+    let strangers = Allow::servers((0..200).map(|number| id(&format!("stranger-{number}")))).servers;
     judge.brief.ports[0].allow.servers.splice(0..0, strangers);
     let begun = std::time::Instant::now();
     assert_eq!(registry.rejudge(&judge, &table(), at(200)), 1);
