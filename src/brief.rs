@@ -73,6 +73,8 @@ pub struct Brief {
     pub on_peer_expiry: OnPeerExpiry,
     /// What we listen for.
     pub ports: Vec<Port>,
+    /// Edge servers of our own trust domain: `all_declared` does not mean them. Few, whatever the size of the topology.
+    pub edges: Vec<SpiffeId>,
     /// What the application may call beside declared servers.
     pub egress: Egress,
     /// Whom we trust, for what.
@@ -457,7 +459,8 @@ impl Brief {
     /// Judges a verified peer: may `from`, proven in scope `internal`, call `port`?
     pub fn admit(&self, from: &Identity, port: u16) -> Result<&Port, Refusal> {
         let declared = self.port(port)?;
-        let all = declared.allow.all_declared && from.id.trust_domain() == self.identity.trust_domain();
+        let ours = from.id.trust_domain() == self.identity.trust_domain();
+        let all = declared.allow.all_declared && ours && !self.edges.contains(&from.id);
         if all || declared.allow.server(&from.id).is_some() { Ok(declared) } else { Err(Refusal::NotInTopology) }
     }
 
@@ -511,6 +514,7 @@ mod tests {
             renew_within_seconds: 0,
             on_peer_expiry: OnPeerExpiry::default(),
             ports: vec![Port { name: "sip".into(), port: 5061, target_port: 5060, mode: Mode::MutualTls, allow }],
+            edges: vec![],
             egress: Egress::default(),
             scopes: vec![],
             drain_seconds: 30,
@@ -532,6 +536,16 @@ mod tests {
         let foreign = SpiffeId::new(&DnsName::parse("fabrikam.example").unwrap(), "sip", "mediation").unwrap();
         assert!(brief.admit(&peer(id("anyone")), 5061).is_ok());
         assert_eq!(brief.admit(&peer(foreign), 5061), Err(Refusal::NotInTopology));
+    }
+
+    #[test]
+    fn all_declared_does_not_mean_edge_servers() {
+        let mut brief = brief(Allow::all_declared());
+        brief.edges = vec![id("edge")];
+        assert_eq!(brief.admit(&peer(id("edge")), 5061), Err(Refusal::NotInTopology));
+        assert!(brief.admit(&peer(id("anyone")), 5061).is_ok());
+        brief.ports[0].allow = Allow::servers([id("edge")]);
+        assert!(brief.admit(&peer(id("edge")), 5061).is_ok(), "one that is named may call");
     }
 
     #[test]

@@ -269,6 +269,7 @@ mod tests {
             renew_within_seconds: 1000,
             on_peer_expiry: OnPeerExpiry::default(),
             ports: vec![],
+            edges: vec![],
             egress: Egress::default(),
             scopes: vec![Scope {
                 id: INTERNAL.to_owned(),

@@ -209,6 +209,7 @@ impl Server {
             standing: Standing::Active,
             lifetime_seconds: 3600,
             ports,
+            edges: vec![],
             egress: Egress::default(),
             issuer: self.domain.issuer(),
             renew_within_seconds: 0,

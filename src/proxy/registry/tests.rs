@@ -96,6 +96,7 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         renew_within_seconds: 0,
         on_peer_expiry: OnPeerExpiry::default(),
         ports: vec![port(1, Mode::MutualTls, vec![id("friend")]), port(2, Mode::ServerTls, vec![])],
+        edges: vec![],
         egress: Egress {
             unrestricted: false,
             networks: vec![EgressNetwork { cidr: "192.0.2.0/24".parse().unwrap(), ports: vec![443] }],
