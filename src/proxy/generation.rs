@@ -15,11 +15,11 @@ use super::{
     tls::{self, TlsError},
 };
 use crate::{
-    brief::{Brief, Cursor, INTERNAL, Mode, VERSION},
+    brief::{Allow, Brief, Cursor, INTERNAL, Mode, VERSION},
     identity::SpiffeId,
     pki::{
         revocation::{View, ViewError},
-        verify::{self, AnchorError, Anchors, Role},
+        verify::{self, AnchorError, Anchors, Partners, Role, ScopeError},
     },
     refusal::{HandshakeDetail, ReadyDetail, Refusal},
 };
@@ -68,6 +68,9 @@ pub(super) enum GenerationError {
     /// Roots that cannot be used.
     #[error("unusable roots")]
     Anchors(#[from] AnchorError),
+    /// Scopes that cannot be told apart.
+    #[error(transparent)]
+    Scopes(#[from] ScopeError),
     /// Revocations that cannot be read.
     #[error("unusable revocations")]
     Revocations(#[from] ViewError),
@@ -127,7 +130,8 @@ impl Generation {
         }
         let own_until = check_own_chain(&leaf, &anchors, now)?;
         let view = goes_on(&brief.cursor, View::of(scope)?, before)?;
-        let judge = Arc::new(Judge { brief, anchors, view });
+        let partners = Partners::of(&brief, before.map(|before| &before.judge.partners))?;
+        let judge = Arc::new(Judge { brief, anchors, view, partners });
         let mut servers = HashMap::new();
         for port in &judge.brief.ports {
             let config = match port.mode {
@@ -193,7 +197,10 @@ fn goes_on(cursor: &Cursor, mut view: View, before: Option<&Generation>) -> Resu
 fn check_ports(brief: &Brief) -> Result<(), GenerationError> {
     let mut seen = BTreeSet::new();
     for port in &brief.ports {
-        let own = BTreeSet::from([port.port, port.target_port]);
+        let Allow { all_declared: _, servers, partners } = &port.allow;
+        let local = servers.iter().map(|one| one.target_port).chain(partners.iter().map(|one| one.target_port));
+        // Callers of one port may share a local one; nothing else may.
+        let own: BTreeSet<u16> = local.flatten().chain([port.port, port.target_port]).collect();
         if own.contains(&0) || !seen.is_disjoint(&own) {
             return Err(GenerationError::Ports);
         }

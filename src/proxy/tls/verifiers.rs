@@ -22,11 +22,11 @@ use super::super::{
 };
 use crate::{
     identity::SpiffeId,
-    pki::verify::{self, Verdict},
+    pki::verify::{self, Proven},
     refusal::{HandshakeDetail, Refusal},
 };
 
-type Judged = Result<Verdict, Refused>;
+type Judged = Result<Proven, Refused>;
 
 tokio::task_local! {
     static JUDGED: RefCell<Option<Judged>>;
@@ -41,7 +41,7 @@ pub(super) async fn observed<T>(handshake: impl Future<Output = T>) -> (T, Optio
     JUDGED.scope(RefCell::new(None), observed).await
 }
 
-fn record(outcome: Result<Verdict, Refused>) -> Result<(), Error> {
+fn record(outcome: Judged) -> Result<(), Error> {
     let answer = outcome.as_ref().map(drop).map_err(|refused| Error::InvalidCertificate(alert(refused.reason)));
     // Outside a handshake of ours nobody reads the cell; the answer stands all the same.
     let _ = JUDGED.try_with(|cell| cell.replace(Some(outcome)));
