@@ -197,6 +197,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::PartnerIdentity;
 
     #[test]
     fn equal_refusals_are_counted_and_the_report_is_bounded() {
@@ -219,6 +220,28 @@ mod tests {
         refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80, false);
         refusals.put_back(report);
         assert_eq!(refusals.take(1)[0].count, 2);
+    }
+
+    #[test]
+    fn a_partner_is_recorded_by_its_name_beside_the_names_that_it_proved() {
+        let proven = |names: &[String]| {
+            let mut record = Record::begin(Direction::Inbound, "10.0.0.1:40000".parse().unwrap());
+            let validity = jiff::Timestamp::UNIX_EPOCH;
+            record.proven(&Peer::Partner(PartnerIdentity {
+                partner: "fabrikam".to_owned(),
+                dns_names: names.iter().map(|name| DnsName::parse(name).unwrap()).collect(),
+                serial: vec![1],
+                issuer: None,
+                not_before: validity,
+                not_after: validity,
+            }));
+            assert_eq!(record.peer, "partner/fabrikam");
+            record.names.unwrap()
+        };
+        let two = ["fabrikam.example", "sip.fabrikam.example"].map(str::to_owned);
+        assert_eq!(proven(&two), "fabrikam.example sip.fabrikam.example");
+        let many: Vec<_> = (0..100).map(|number| format!("n{number}.fabrikam.example")).collect();
+        assert_eq!(proven(&many).split(' ').count(), MAX_NAMES);
     }
 
     #[test]

@@ -256,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        brief::{Egress, OnPeerExpiry, Revocation, Scope, ScopeNames, Standing, Withdrawal},
+        brief::{AllowedPartner, Egress, OnPeerExpiry, Port, Revocation, Scope, ScopeNames, Standing, Withdrawal},
         identity::Identity,
         proxy::credentials::tests::leaf,
         refusal::WithdrawnDetail,
@@ -350,6 +350,32 @@ mod tests {
             let built = Generation::build(brief, leaf.clone(), Some(&before), &mounted(), at(NOW));
             assert_eq!(built.is_ok(), accepted, "{what}: {:?}", built.err());
         }
+    }
+
+    #[test]
+    fn callers_of_one_port_may_share_a_local_port_and_two_ports_may_not() {
+        let partner = |name: &str, port| AllowedPartner { name: name.to_owned(), target_port: Some(port) };
+        let port = |number, partners| Port {
+            name: format!("port-{number}"),
+            port: number,
+            target_port: number + 1_000,
+            mode: Mode::MutualTls,
+            allow: Allow { partners, ..Allow::default() },
+        };
+        let accepted = |local: [u16; 3]| {
+            let [one, two, other] = local;
+            let (_, mut brief) = ours();
+            brief.ports = vec![
+                port(5061, vec![partner("fabrikam", one), partner("litware", two)]),
+                port(5062, vec![partner("fabrikam", other)]),
+            ];
+            check_ports(&brief).is_ok()
+        };
+        assert!(accepted([5070, 5070, 5071]));
+        assert!(accepted([6061, 5070, 5071]), "where everybody is delivered");
+        assert!(!accepted([5070, 5071, 5071]));
+        assert!(!accepted([5062, 5070, 5071]), "another port's number");
+        assert!(!accepted([0, 5070, 5071]));
     }
 
     #[test]

@@ -34,6 +34,9 @@ pub enum ScopeError {
     /// It names nobody, or too many.
     #[error("scope {0:?} must have 1 to {MAX_DOMAINS} domains, and at most {MAX_EXACT} exact names and pins")]
     Names(String),
+    /// It says what only our own authority's can: issuers in use, identities taken back.
+    #[error("scope {0:?} has issuers or withdrawn identities, which only our own authority has")]
+    Ours(String),
     /// More than one brief may tell of.
     #[error("a brief has at most {MAX_PARTNERS} partners")]
     TooMany,
@@ -64,6 +67,7 @@ impl Partners {
                 ScopeNames::Partner(names) => names,
             };
             let name = listed(brief, scope)?;
+            bounded(scope, names)?;
             apart(brief, scope, names, &partners)?;
             let compiled = match before.and_then(|before| before.get(name)).filter(|old| old.is_of(scope)) {
                 Some(old) => old.clone(),
@@ -104,13 +108,8 @@ fn listed<'a>(brief: &'a Brief, scope: &Scope) -> Result<&'a str, ScopeError> {
     found.map(|one| one.name.as_str()).ok_or_else(|| ScopeError::Unlisted(scope.id.clone()))
 }
 
-/// Its names are nobody else's, in neither direction: not ours, and of no partner before it.
-fn apart(
-    brief: &Brief,
-    scope: &Scope,
-    names: &PartnerNames,
-    partners: &BTreeMap<String, Arc<Partner>>,
-) -> Result<(), ScopeError> {
+/// It says no more than a partner's scope can, and not too much of it: what would be ignored is refused.
+fn bounded(scope: &Scope, names: &PartnerNames) -> Result<(), ScopeError> {
     let PartnerNames { domains, server_names, public_key_pins } = names;
     let bounded = (1..=MAX_DOMAINS).contains(&domains.len())
         && server_names.len() <= MAX_EXACT
@@ -118,8 +117,19 @@ fn apart(
     if !bounded {
         return Err(ScopeError::Names(scope.id.clone()));
     }
+    let withdrawn = scope.revocation.as_ref().is_some_and(|revocation| !revocation.withdrawn.is_empty());
+    if withdrawn || !scope.issuers.is_empty() { Err(ScopeError::Ours(scope.id.clone())) } else { Ok(()) }
+}
+
+/// Its names are nobody else's, in neither direction: not ours, and of no partner before it.
+fn apart(
+    brief: &Brief,
+    scope: &Scope,
+    names: &PartnerNames,
+    partners: &BTreeMap<String, Arc<Partner>>,
+) -> Result<(), ScopeError> {
     let ours: Vec<&DnsName> = std::iter::once(brief.identity.trust_domain()).chain(&brief.names).collect();
-    for domain in domains {
+    for domain in &names.domains {
         if ours.iter().any(|own| overlap(own, domain)) {
             return Err(ScopeError::Overlap(INTERNAL.to_owned(), scope.id.clone()));
         }

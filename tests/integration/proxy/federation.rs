@@ -9,6 +9,7 @@ use entente::{
 };
 use jiff::SignedDuration;
 use rcgen::{DnType, KeyPair, PublicKeyData, SanType};
+use rustls::{AlertDescription, Error};
 use sha2::{Digest, Sha256};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -289,6 +290,18 @@ async fn a_partner_with_rsa_keys_is_let_in() {
     let root = authority.root.clone();
     let edge = Edge::with(vec![partners(&["fabrikam"])], move |brief| brief.scopes[1].anchors = vec![root]).await;
     assert_eq!(edge.outcome(0, authority.forge_for(&rsa(), &of_a(), |_, _| ())).await, "ok");
+}
+
+#[tokio::test]
+async fn a_stranger_at_the_edge_is_not_told_whose_names_are_known_there() {
+    let edge = Edge::new(vec![partners(&["fabrikam"])]).await;
+    let denied = Error::AlertReceived(AlertDescription::AccessDenied);
+    for names in [own_names(), of_b(), vec![dns("*.fabrikam.example")], vec![dns("nobody.example")], vec![]] {
+        let config = wire::client(Some(edge.b.certificate(&names)));
+        let mut stream = wire::connect(edge.sidecar.inbound[0], config, NAME).await.unwrap();
+        let told = soon("an alert", stream.read_u8()).await.unwrap_err();
+        assert_eq!(told.get_ref().and_then(|error| error.downcast_ref()), Some(&denied), "{names:?}");
+    }
 }
 
 #[tokio::test]

@@ -306,6 +306,9 @@ fn a_brief_whose_scopes_cannot_be_told_apart_is_none() {
     assert_eq!(refused(&[], alone()), Err(ScopeError::Unlisted(fabrikam.to_owned())));
     assert_eq!(refused(&["litware"], alone()), Err(ScopeError::Unlisted(fabrikam.to_owned())));
     assert_eq!(refused(both, vec![one("fabrikam", &[])]), Err(ScopeError::Names(fabrikam.to_owned())));
+    let mut moving = alone();
+    moving[0].issuers.push("aa".to_owned());
+    assert_eq!(refused(both, moving), Err(ScopeError::Ours(fabrikam.to_owned())));
     let mut servers = alone();
     servers[0].names = ScopeNames::Servers;
     assert_eq!(refused(both, servers), Err(ScopeError::Unknown(fabrikam.to_owned())));
