@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    identity::{DnsName, Identity, SpiffeId},
+    identity::{DnsName, Peer, SpiffeId},
     refusal::{ReadyDetail, Refusal, WithdrawnDetail},
 };
 
@@ -167,6 +167,22 @@ pub struct AllowedPartner {
     pub name: String,
     /// As in [`AllowedServer`].
     pub target_port: Option<u16>,
+}
+
+/// Where a peer was let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission<'a> {
+    /// The declared port.
+    pub port: &'a Port,
+    /// Where the application listens for this caller alone, where it does.
+    pub own_port: Option<u16>,
+}
+
+impl Admission<'_> {
+    /// Where the application is dialled.
+    pub fn target_port(&self) -> u16 {
+        self.own_port.unwrap_or(self.port.target_port)
+    }
 }
 
 /// What the application may call beside declared servers.
@@ -456,12 +472,23 @@ impl Brief {
         self.ports.iter().find(belongs).ok_or(Refusal::PortNotAllowed)
     }
 
-    /// Judges a verified peer: may `from`, proven in scope `internal`, call `port`?
-    pub fn admit(&self, from: &Identity, port: u16) -> Result<&Port, Refusal> {
-        let declared = self.port(port)?;
-        let ours = from.id.trust_domain() == self.identity.trust_domain();
-        let all = declared.allow.all_declared && ours && !self.edges.contains(&from.id);
-        if all || declared.allow.server(&from.id).is_some() { Ok(declared) } else { Err(Refusal::NotInTopology) }
+    /// Judges a peer that was proven in its scope: may `from` call `port`?
+    pub fn admit(&self, from: &Peer, port: u16) -> Result<Admission<'_>, Refusal> {
+        let port = self.port(port)?;
+        let own_port = match from {
+            Peer::Server(server) => {
+                let ours = server.id.trust_domain() == self.identity.trust_domain();
+                let all = port.allow.all_declared && ours && !self.edges.contains(&server.id);
+                let listed = port.allow.server(&server.id);
+                if !all && listed.is_none() {
+                    return Err(Refusal::NotInTopology);
+                }
+                listed.and_then(|one| one.target_port)
+            }
+            // A scope that the port does not list is as good as none.
+            Peer::Partner(partner) => port.allow.partner(&partner.partner).ok_or(Refusal::NameOutOfScope)?.target_port,
+        };
+        Ok(Admission { port, own_port })
     }
 
     /// Whether the application may call this address as it is, beside declared servers and routes.
@@ -485,13 +512,14 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::identity::{Identity, PartnerIdentity};
 
     fn id(server: &str) -> SpiffeId {
         SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), "sip", server).unwrap()
     }
 
-    fn peer(id: SpiffeId) -> Identity {
-        Identity {
+    fn peer(id: SpiffeId) -> Peer {
+        Peer::Server(Identity {
             id,
             dns_names: BTreeSet::new(),
             pod_uid: None,
@@ -499,7 +527,18 @@ mod tests {
             issuer: None,
             not_before: Timestamp::UNIX_EPOCH,
             not_after: Timestamp::UNIX_EPOCH,
-        }
+        })
+    }
+
+    fn partner(name: &str) -> Peer {
+        Peer::Partner(PartnerIdentity {
+            partner: name.to_owned(),
+            dns_names: BTreeSet::new(),
+            serial: vec![1],
+            issuer: None,
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
+        })
     }
 
     fn brief(allow: Allow) -> Brief {
@@ -546,6 +585,33 @@ mod tests {
         assert!(brief.admit(&peer(id("anyone")), 5061).is_ok());
         brief.ports[0].allow = Allow::servers([id("edge")]);
         assert!(brief.admit(&peer(id("edge")), 5061).is_ok(), "one that is named may call");
+    }
+
+    #[test]
+    fn a_partner_is_admitted_where_it_is_listed_and_all_declared_does_not_mean_it() {
+        let listed = AllowedPartner { name: "fabrikam".into(), target_port: None };
+        let mut brief = brief(Allow { partners: vec![listed], ..Allow::default() });
+        assert!(brief.admit(&partner("fabrikam"), 5061).is_ok());
+        assert_eq!(brief.admit(&partner("litware"), 5061), Err(Refusal::NameOutOfScope));
+        assert_eq!(brief.admit(&peer(id("front-end")), 5061), Err(Refusal::NotInTopology));
+        brief.ports[0].allow = Allow::all_declared();
+        assert_eq!(brief.admit(&partner("fabrikam"), 5061), Err(Refusal::NameOutOfScope));
+    }
+
+    #[test]
+    fn a_caller_with_a_port_of_its_own_is_delivered_there_and_others_where_everybody_is() {
+        let allow = Allow {
+            all_declared: true,
+            servers: vec![AllowedServer { id: id("mediation"), target_port: Some(5070) }],
+            partners: vec![AllowedPartner { name: "fabrikam".into(), target_port: Some(5080) }],
+        };
+        let brief = brief(allow);
+        let target = |from: &Peer| brief.admit(from, 5061).map(|admission| admission.target_port());
+        assert_eq!(target(&peer(id("mediation"))), Ok(5070));
+        assert_eq!(target(&peer(id("director"))), Ok(5060));
+        assert_eq!(target(&partner("fabrikam")), Ok(5080));
+        // What it listens on for one caller is no port that anybody dials.
+        assert_eq!(brief.admit(&peer(id("mediation")), 5070), Err(Refusal::PortNotAllowed));
     }
 
     #[test]

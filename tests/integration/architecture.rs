@@ -19,7 +19,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("proxy", &["brief", "handshakes", "identity", "pki", "refusal", "sidecar", "telemetry"]),
     ("handshakes", &[]),
     ("telemetry", &[]),
-    ("cli", &["api", "controller", "plan", "proxy", "sidecar", "telemetry"]),
+    ("cli", &["api", "controller", "pki", "plan", "proxy", "sidecar", "telemetry"]),
 ];
 
 const CORE: &[&str] = &["identity", "refusal", "brief", "sidecar", "pki", "api", "topology", "plan"];
