@@ -11,12 +11,12 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    identity::{DnsName, Identity, SpiffeId},
+    identity::{DnsName, Peer, SpiffeId},
     refusal::{ReadyDetail, Refusal, WithdrawnDetail},
 };
 
 /// The brief version that this build reads and writes.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Up to this many addresses are pushed to every proxy; beyond it proxies ask at the first dial.
 pub const PUSHED_ROUTES: usize = 2_000;
 /// Bound of a sync request's body, in bytes.
@@ -73,6 +73,8 @@ pub struct Brief {
     pub on_peer_expiry: OnPeerExpiry,
     /// What we listen for.
     pub ports: Vec<Port>,
+    /// Edge servers of our own trust domain: `all_declared` does not mean them. Few, whatever the size of the topology.
+    pub edges: Vec<SpiffeId>,
     /// What the application may call beside declared servers.
     pub egress: Egress,
     /// Whom we trust, for what.
@@ -141,7 +143,46 @@ pub struct Allow {
     /// Every declared Internal server: everyone the authority of our own trust domain vouches for.
     pub all_declared: bool,
     /// These servers.
-    pub servers: Vec<SpiffeId>,
+    pub servers: Vec<AllowedServer>,
+    /// These partners, each proven in a scope of its own. Only ports of Edge servers have any.
+    pub partners: Vec<AllowedPartner>,
+}
+
+/// A server that may call a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AllowedServer {
+    /// Who.
+    pub id: SpiffeId,
+    /// Where the application listens for it alone, so that unmodified software knows who calls; `None` = where it
+    /// listens for everybody.
+    pub target_port: Option<u16>,
+}
+
+/// A partner that may call a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AllowedPartner {
+    /// Name of the `FederationPartner`; its scope is [`partner_scope`] of it.
+    pub name: String,
+    /// As in [`AllowedServer`].
+    pub target_port: Option<u16>,
+}
+
+/// Where a peer was let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission<'a> {
+    /// The declared port.
+    pub port: &'a Port,
+    /// Where the application listens for this caller alone, where it does.
+    pub own_port: Option<u16>,
+}
+
+impl Admission<'_> {
+    /// Where the application is dialled.
+    pub fn target_port(&self) -> u16 {
+        self.own_port.unwrap_or(self.port.target_port)
+    }
 }
 
 /// What the application may call beside declared servers.
@@ -168,14 +209,40 @@ pub struct EgressNetwork {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Scope {
-    /// `internal`: our own authority.
+    /// [`INTERNAL`]: our own authority; [`partner_scope`]: a partner's.
     pub id: String,
+    /// Whom the anchors may vouch for.
+    pub names: ScopeNames,
     /// Root certificates, PEM.
     pub anchors: Vec<String>,
-    /// Key identifiers of the issuing certificates in use, hex: a chain through any other is refused.
+    /// Key identifiers of the issuing certificates in use, hex: a chain through any other is refused. A partner's is
+    /// empty: its authority moves its issuers without telling us.
     pub issuers: Vec<String>,
-    /// What was taken back; `None` = nobody knows, so everybody is refused.
+    /// What was taken back. `None` in scope `internal` = nobody knows, so everybody is refused; in a partner's = the
+    /// partner publishes nothing, and its certificates count until they end.
     pub revocation: Option<Revocation>,
+}
+
+/// Whom the anchors of a scope may vouch for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ScopeNames {
+    /// Servers of our own trust domain, by the one URI in their leaf (scope `internal`).
+    Servers,
+    /// A partner: the DNS names in its leaf.
+    Partner(PartnerNames),
+}
+
+/// The names that a partner may prove.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PartnerNames {
+    /// Every DNS name in a leaf lies in one of these.
+    pub domains: Vec<DnsName>,
+    /// Where there are any, a leaf carries at least one of these exact names.
+    pub server_names: Vec<DnsName>,
+    /// SHA-256 of the public keys (SubjectPublicKeyInfo) that a leaf may have, base64; empty = any.
+    pub public_key_pins: Vec<String>,
 }
 
 /// What a scope's authority has taken back of what it issued: a CRL as a set, and whole identities beside it.
@@ -209,6 +276,11 @@ pub struct Withdrawal {
 
 /// The id of our own authority's scope.
 pub const INTERNAL: &str = "internal";
+
+/// The id of the scope of the `FederationPartner` called `name`.
+pub fn partner_scope(name: &str) -> String {
+    format!("partner/{name}")
+}
 
 /// The declared server behind one address. Routes only *find* peers; certificates prove them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -360,6 +432,29 @@ impl Cursor {
     }
 }
 
+impl Allow {
+    /// These servers and nobody else.
+    pub fn servers(ids: impl IntoIterator<Item = SpiffeId>) -> Self {
+        let servers = ids.into_iter().map(|id| AllowedServer { id, target_port: None }).collect();
+        Self { servers, ..Self::default() }
+    }
+
+    /// Every declared Internal server of our own trust domain.
+    pub fn all_declared() -> Self {
+        Self { all_declared: true, ..Self::default() }
+    }
+
+    /// The entry of the server `id`.
+    pub fn server(&self, id: &SpiffeId) -> Option<&AllowedServer> {
+        self.servers.iter().find(|one| one.id == *id)
+    }
+
+    /// The entry of the partner `name`.
+    pub fn partner(&self, name: &str) -> Option<&AllowedPartner> {
+        self.partners.iter().find(|one| one.name == name)
+    }
+}
+
 impl Brief {
     /// Whether our server may talk with anybody at all.
     pub const fn stands(&self) -> Result<(), Refusal> {
@@ -377,11 +472,23 @@ impl Brief {
         self.ports.iter().find(belongs).ok_or(Refusal::PortNotAllowed)
     }
 
-    /// Judges a verified peer: may `from`, proven in scope `internal`, call `port`?
-    pub fn admit(&self, from: &Identity, port: u16) -> Result<&Port, Refusal> {
-        let declared = self.port(port)?;
-        let all = declared.allow.all_declared && from.id.trust_domain() == self.identity.trust_domain();
-        if all || declared.allow.servers.contains(&from.id) { Ok(declared) } else { Err(Refusal::NotInTopology) }
+    /// Judges a peer that was proven in its scope: may `from` call `port`?
+    pub fn admit(&self, from: &Peer, port: u16) -> Result<Admission<'_>, Refusal> {
+        let port = self.port(port)?;
+        let own_port = match from {
+            Peer::Server(server) => {
+                let ours = server.id.trust_domain() == self.identity.trust_domain();
+                let all = port.allow.all_declared && ours && !self.edges.contains(&server.id);
+                let listed = port.allow.server(&server.id);
+                if !all && listed.is_none() {
+                    return Err(Refusal::NotInTopology);
+                }
+                listed.and_then(|one| one.target_port)
+            }
+            // A scope that the port does not list is as good as none.
+            Peer::Partner(partner) => port.allow.partner(&partner.partner).ok_or(Refusal::NameOutOfScope)?.target_port,
+        };
+        Ok(Admission { port, own_port })
     }
 
     /// Whether the application may call this address as it is, beside declared servers and routes.
@@ -405,13 +512,14 @@ mod tests {
     use jiff::Timestamp;
 
     use super::*;
+    use crate::identity::{Identity, PartnerIdentity};
 
     fn id(server: &str) -> SpiffeId {
         SpiffeId::new(&DnsName::parse("contoso.example").unwrap(), "sip", server).unwrap()
     }
 
-    fn peer(id: SpiffeId) -> Identity {
-        Identity {
+    fn peer(id: SpiffeId) -> Peer {
+        Peer::Server(Identity {
             id,
             dns_names: BTreeSet::new(),
             pod_uid: None,
@@ -419,7 +527,18 @@ mod tests {
             issuer: None,
             not_before: Timestamp::UNIX_EPOCH,
             not_after: Timestamp::UNIX_EPOCH,
-        }
+        })
+    }
+
+    fn partner(name: &str) -> Peer {
+        Peer::Partner(PartnerIdentity {
+            partner: name.to_owned(),
+            dns_names: BTreeSet::new(),
+            serial: vec![1],
+            issuer: None,
+            not_before: Timestamp::UNIX_EPOCH,
+            not_after: Timestamp::UNIX_EPOCH,
+        })
     }
 
     fn brief(allow: Allow) -> Brief {
@@ -434,6 +553,7 @@ mod tests {
             renew_within_seconds: 0,
             on_peer_expiry: OnPeerExpiry::default(),
             ports: vec![Port { name: "sip".into(), port: 5061, target_port: 5060, mode: Mode::MutualTls, allow }],
+            edges: vec![],
             egress: Egress::default(),
             scopes: vec![],
             drain_seconds: 30,
@@ -442,7 +562,7 @@ mod tests {
 
     #[test]
     fn a_peer_is_admitted_on_both_numbers_of_a_declared_port_and_on_no_other() {
-        let brief = brief(Allow { all_declared: false, servers: vec![id("mediation")] });
+        let brief = brief(Allow::servers([id("mediation")]));
         assert!(brief.admit(&peer(id("mediation")), 5061).is_ok());
         assert!(brief.admit(&peer(id("mediation")), 5060).is_ok());
         assert_eq!(brief.admit(&peer(id("mediation")), 80), Err(Refusal::PortNotAllowed));
@@ -451,10 +571,47 @@ mod tests {
 
     #[test]
     fn all_declared_means_our_trust_domain_only() {
-        let brief = brief(Allow { all_declared: true, servers: vec![] });
+        let brief = brief(Allow::all_declared());
         let foreign = SpiffeId::new(&DnsName::parse("fabrikam.example").unwrap(), "sip", "mediation").unwrap();
         assert!(brief.admit(&peer(id("anyone")), 5061).is_ok());
         assert_eq!(brief.admit(&peer(foreign), 5061), Err(Refusal::NotInTopology));
+    }
+
+    #[test]
+    fn all_declared_does_not_mean_edge_servers() {
+        let mut brief = brief(Allow::all_declared());
+        brief.edges = vec![id("edge")];
+        assert_eq!(brief.admit(&peer(id("edge")), 5061), Err(Refusal::NotInTopology));
+        assert!(brief.admit(&peer(id("anyone")), 5061).is_ok());
+        brief.ports[0].allow = Allow::servers([id("edge")]);
+        assert!(brief.admit(&peer(id("edge")), 5061).is_ok(), "one that is named may call");
+    }
+
+    #[test]
+    fn a_partner_is_admitted_where_it_is_listed_and_all_declared_does_not_mean_it() {
+        let listed = AllowedPartner { name: "fabrikam".into(), target_port: None };
+        let mut brief = brief(Allow { partners: vec![listed], ..Allow::default() });
+        assert!(brief.admit(&partner("fabrikam"), 5061).is_ok());
+        assert_eq!(brief.admit(&partner("litware"), 5061), Err(Refusal::NameOutOfScope));
+        assert_eq!(brief.admit(&peer(id("front-end")), 5061), Err(Refusal::NotInTopology));
+        brief.ports[0].allow = Allow::all_declared();
+        assert_eq!(brief.admit(&partner("fabrikam"), 5061), Err(Refusal::NameOutOfScope));
+    }
+
+    #[test]
+    fn a_caller_with_a_port_of_its_own_is_delivered_there_and_others_where_everybody_is() {
+        let allow = Allow {
+            all_declared: true,
+            servers: vec![AllowedServer { id: id("mediation"), target_port: Some(5070) }],
+            partners: vec![AllowedPartner { name: "fabrikam".into(), target_port: Some(5080) }],
+        };
+        let brief = brief(allow);
+        let target = |from: &Peer| brief.admit(from, 5061).map(|admission| admission.target_port());
+        assert_eq!(target(&peer(id("mediation"))), Ok(5070));
+        assert_eq!(target(&peer(id("director"))), Ok(5060));
+        assert_eq!(target(&partner("fabrikam")), Ok(5080));
+        // What it listens on for one caller is no port that anybody dials.
+        assert_eq!(brief.admit(&peer(id("mediation")), 5070), Err(Refusal::PortNotAllowed));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Everything is parsed once, at the edge, into types that cannot be wrong; comparison is field by field on the
 //! parsed form, never on text with suffixes, patterns or case folding (`I2` of the trust model).
 
+mod peer;
+
 use std::{collections::BTreeSet, fmt, str::FromStr};
 
 use jiff::Timestamp;
@@ -13,6 +15,7 @@ use x509_parser::{
     prelude::FromDer,
 };
 
+pub use self::peer::{PartnerIdentity, Peer};
 use crate::refusal::{NameDetail, Refusal};
 
 /// A lower-case DNS name of RFC 1123 labels: no wildcard, no trailing dot, at most 253 characters.
@@ -174,47 +177,64 @@ impl Identity {
         if !rest.is_empty() {
             return Err(Refusal::BadName(NameDetail::Grammar));
         }
-        let (id, dns_names) = names(&certificate)?;
-        let validity = certificate.validity();
-        let instant = |seconds| Timestamp::from_second(seconds).map_err(|_| Refusal::BadName(NameDetail::Grammar));
+        let LeafNames { uris, dns_names } = LeafNames::of(&certificate)?;
+        let uri = match &uris[..] {
+            [] => return Err(Refusal::BadName(NameDetail::NoIdentity)),
+            [uri] => uri,
+            _ => return Err(Refusal::BadName(NameDetail::SeveralIdentities)),
+        };
+        let (not_before, not_after) = validity(&certificate)?;
         Ok(Self {
-            id,
+            id: SpiffeId::parse(uri).map_err(|_| Refusal::BadName(NameDetail::Grammar))?,
             dns_names,
             pod_uid: subject_serial_number(&certificate),
             serial: certificate.tbs_certificate.serial.to_bytes_be(),
             issuer: issuing_key(&certificate),
-            not_before: instant(validity.not_before.timestamp())?,
-            not_after: instant(validity.not_after.timestamp())?,
+            not_before,
+            not_after,
         })
     }
 }
 
-fn names(certificate: &X509Certificate<'_>) -> Result<(SpiffeId, BTreeSet<DnsName>), Refusal> {
-    let mut found = certificate.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
-        ParsedExtension::SubjectAlternativeName(names) => Some(names),
-        _ => None,
-    });
-    let alternatives = found.next().ok_or(Refusal::BadName(NameDetail::NoIdentity))?;
-    if found.next().is_some() {
-        return Err(Refusal::BadName(NameDetail::SeveralIdentities));
-    }
-    let mut id = None;
-    let mut dns_names = BTreeSet::new();
-    for name in &alternatives.general_names {
-        match name {
-            GeneralName::URI(uri) => {
-                let parsed = SpiffeId::parse(uri).map_err(|_| Refusal::BadName(NameDetail::Grammar))?;
-                if id.replace(parsed).is_some() {
-                    return Err(Refusal::BadName(NameDetail::SeveralIdentities));
-                }
-            }
-            GeneralName::DNSName(dns) => {
-                dns_names.insert(DnsName::parse(dns).map_err(|_| Refusal::BadName(NameDetail::Grammar))?);
-            }
-            _ => return Err(Refusal::BadName(NameDetail::Kind)),
+/// The names in a leaf, whoever's it is: URIs as they are written, DNS names in the one accepted form, and no others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeafNames {
+    /// URIs; what they are is for the scope to say.
+    pub uris: Vec<String>,
+    /// DNS names.
+    pub dns_names: BTreeSet<DnsName>,
+}
+
+impl LeafNames {
+    /// Reads the subjectAltName, and never the subject.
+    pub fn of(certificate: &X509Certificate<'_>) -> Result<Self, Refusal> {
+        let mut lists = certificate.extensions().iter().filter_map(|extension| match extension.parsed_extension() {
+            ParsedExtension::SubjectAlternativeName(names) => Some(names),
+            _ => None,
+        });
+        let mut found = Self::default();
+        let Some(names) = lists.next() else { return Ok(found) };
+        if lists.next().is_some() {
+            return Err(Refusal::BadName(NameDetail::SeveralIdentities));
         }
+        for name in &names.general_names {
+            match name {
+                GeneralName::URI(uri) => found.uris.push((*uri).to_owned()),
+                GeneralName::DNSName(dns) => {
+                    let parsed = DnsName::parse(dns).map_err(|_| Refusal::BadName(NameDetail::Grammar))?;
+                    found.dns_names.insert(parsed);
+                }
+                _ => return Err(Refusal::BadName(NameDetail::Kind)),
+            }
+        }
+        Ok(found)
     }
-    Ok((id.ok_or(Refusal::BadName(NameDetail::NoIdentity))?, dns_names))
+}
+
+fn validity(certificate: &X509Certificate<'_>) -> Result<(Timestamp, Timestamp), Refusal> {
+    let instant = |seconds| Timestamp::from_second(seconds).map_err(|_| Refusal::BadName(NameDetail::Grammar));
+    let validity = certificate.validity();
+    Ok((instant(validity.not_before.timestamp())?, instant(validity.not_after.timestamp())?))
 }
 
 fn issuing_key(certificate: &X509Certificate<'_>) -> Option<String> {

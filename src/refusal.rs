@@ -41,6 +41,10 @@ pub enum Refusal {
     Expired,
     /// The leaf names no identity of the accepted shape.
     BadName(NameDetail),
+    /// The names in the leaf belong to no scope that the port lists, or to several.
+    NameOutOfScope,
+    /// The partner's names, but not one of the public keys that are pinned for it.
+    PinMismatch,
     /// The callee is not the declared server.
     WrongServer(ServerDetail),
     /// The certificate's serial is revoked.
@@ -217,6 +221,8 @@ impl Refusal {
             Self::NotYetValid => "NotYetValid",
             Self::Expired => "Expired",
             Self::BadName(_) => "BadName",
+            Self::NameOutOfScope => "NameOutOfScope",
+            Self::PinMismatch => "PinMismatch",
             Self::WrongServer(_) => "WrongServer",
             Self::Revoked => "Revoked",
             Self::Withdrawn(_) => "Withdrawn",
@@ -254,6 +260,8 @@ impl Refusal {
             | Self::WrongUsage
             | Self::NotYetValid
             | Self::Expired
+            | Self::NameOutOfScope
+            | Self::PinMismatch
             | Self::Revoked
             | Self::IssuerNotCurrent
             | Self::UnknownStatus

@@ -2,11 +2,15 @@
 
 use kube::CustomResourceExt;
 
-use super::{TrustDomain, TrustedServer};
+use super::{FederationPartner, TrustDomain, TrustedServer};
 
 /// File name and YAML of every kind.
 pub fn render() -> Result<Vec<(&'static str, String)>, serde_saphyr::ser::Error> {
-    let files = [("trustdomains.yaml", TrustDomain::crd()), ("trustedservers.yaml", TrustedServer::crd())];
+    let files = [
+        ("trustdomains.yaml", TrustDomain::crd()),
+        ("trustedservers.yaml", TrustedServer::crd()),
+        ("federationpartners.yaml", FederationPartner::crd()),
+    ];
     files.into_iter().map(|(name, crd)| Ok((name, serde_saphyr::to_string(&crd)?))).collect()
 }
 

@@ -3,18 +3,23 @@
 
 pub mod conditions;
 pub mod crds;
+mod federation_partner;
 mod trust_domain;
 mod trusted_server;
 
+pub use federation_partner::{
+    AnchorStatus, ConfigMapKey, Distribution, FederationPartner, FederationPartnerSpec, FederationPartnerStatus,
+    PartnerState, PartnerTrust,
+};
 pub use trust_domain::{
     AuthoritySpec, AuthorityState, AuthorityStatus, CrlStatus, DefaultPeers, KeyAlgorithm, LeafSpec, ManagedAuthority,
-    PeerExpiry, RevocationSpec, RotationPolicy, RotationSpec, SecretName, ServerCounts, TopologySpec, TrustDomain,
-    TrustDomainSpec, TrustDomainStatus,
+    PartnerCounts, PeerExpiry, RevocationSpec, RotationPolicy, RotationSpec, SecretName, ServerCounts, TopologySpec,
+    TrustDomain, TrustDomainSpec, TrustDomainStatus,
 };
 pub use trusted_server::{
-    AllowedPeer, CertificateCounts, CertificateSpec, EgressRule, ObjectName, OutboundPolicy, OutboundSpec, PodSelector,
-    PortMode, PortSpec, Protocol, ProxyCounts, ProxyResources, ProxySpec, Requirement, RevocationCounts, Role,
-    SelectorOperator, ServerState, TrustedServer, TrustedServerSpec, TrustedServerStatus,
+    AllowedPeer, CertificateCounts, CertificateSpec, EgressRule, ObjectName, OutboundPolicy, OutboundSpec, PartnerName,
+    PodSelector, PortMode, PortSpec, Protocol, ProxyCounts, ProxyResources, ProxySpec, Requirement, RevocationCounts,
+    Role, SelectorOperator, ServerState, TrustedServer, TrustedServerSpec, TrustedServerStatus,
 };
 
 /// The API group of every kind.

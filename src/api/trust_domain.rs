@@ -57,6 +57,12 @@ pub struct TrustDomainSpec {
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub namespaces: Option<Vec<String>>,
 
+    /// Namespaces that may hold servers of role Edge and FederationPartners: nowhere else is another organisation trusted.
+    #[serde(default)]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub edge_namespaces: Vec<String>,
+
     /// Where the authority's keys come from.
     #[serde(default)]
     pub authority: AuthoritySpec,
@@ -296,7 +302,7 @@ pub struct TopologySpec {
 /// Meaning of a MutualTLS port without `allowFrom`.
 #[derive(schemars::JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub enum DefaultPeers {
-    /// Every declared Internal server may call.
+    /// Every declared server of role Internal may call; partners and Edge servers only where a port names them.
     #[default]
     AllDeclared,
     /// Only the server itself may call.
@@ -337,6 +343,9 @@ pub struct TrustDomainStatus {
     /// The servers of the domain.
     #[serde(default)]
     pub servers: ServerCounts,
+    /// The partners of the domain's edge namespaces.
+    #[serde(default)]
+    pub partners: PartnerCounts,
     /// The published revocation lists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crl: Option<CrlStatus>,
@@ -403,4 +412,19 @@ pub struct ServerCounts {
     /// All that are accepted.
     #[serde(default)]
     pub total: i32,
+    /// Of these, servers of role Edge.
+    #[serde(default)]
+    pub edge: i32,
+}
+
+/// How many partners there are.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartnerCounts {
+    /// All that are accepted.
+    #[serde(default)]
+    pub total: i32,
+    /// Of these, those that are Ready.
+    #[serde(default)]
+    pub ready: i32,
 }

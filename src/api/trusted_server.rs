@@ -29,7 +29,9 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Expires", type_ = "string", json_path = ".status.certificates.earliestNotAfter"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     validation = Rule::new("self.metadata.name.size() <= 63 && self.metadata.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')")
-        .message("metadata.name must be a DNS label of at most 63 characters")
+        .message("metadata.name must be a DNS label of at most 63 characters"),
+    validation = Rule::new("self.spec.role == 'Edge' || self.spec.ports.all(port, !has(port.allowFrom) || port.allowFrom.all(entry, !has(entry.partner)))")
+        .message("allowFrom must not name a partner unless role is Edge: only Edge servers meet other organisations")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TrustedServerSpec {
@@ -125,6 +127,9 @@ pub enum Role {
     /// A server inside.
     #[default]
     Internal,
+    /// A server where other organisations come in; only in one of the domain's `edgeNamespaces`. It calls and is called
+    /// by servers of ours only where a port names it: `AllDeclared` does not mean it.
+    Edge,
 }
 
 /// Selects pods by their labels.
@@ -194,7 +199,7 @@ pub struct PortSpec {
     /// What the wire carries.
     #[serde(default)]
     pub mode: PortMode,
-    /// Who may call. Absent = the domain's default; empty = nobody, this server included.
+    /// Who may call. Absent = the domain's default (an Edge server: itself alone); empty = nobody, this server included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
@@ -223,12 +228,35 @@ pub enum PortMode {
     Plaintext,
 }
 
-/// One entry of `allowFrom`.
+/// One entry of `allowFrom`: exactly one of `server` and `partner`.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[x_kube(
+    validation = Rule::new("has(self.server) != has(self.partner)").message("exactly one of server and partner must be set"),
+    validation = Rule::new("!has(self.targetPort) || !(self.targetPort in [15000, 15001, 15006, 15020])")
+        .message("targetPort must not be one of the sidecar's own: 15000, 15001, 15006, 15020")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct AllowedPeer {
     /// A server of the same trust domain.
-    pub server: ObjectName,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ObjectName>,
+    /// A FederationPartner of this namespace; only on servers of role Edge.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partner: Option<PartnerName>,
+    /// Where the application listens for this caller, so that unmodified software knows who calls. Default: the port's
+    /// own `targetPort`. No other port of this server may use the number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub target_port: Option<i32>,
+}
+
+/// A FederationPartner of the same namespace by its name.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartnerName {
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
 }
 
 /// A namespaced object by its name.

@@ -25,10 +25,10 @@ use super::{
     stores::{AUTHORITY, PART, read_register},
 };
 use crate::{
-    api::{TrustDomain, TrustedServer},
+    api::{FederationPartner, TrustDomain, TrustedServer},
     pki::{authority::Serial, crl::Reason, ledger::Ledger, register::Register, rotation::Move},
     plan::{
-        Step, World, bundles,
+        Step, World, bundles, partners,
         register::{self, Fresh},
     },
     telemetry,
@@ -105,11 +105,31 @@ pub(super) async fn apply(client: &Client, namespace: &str, audit: &Audit, step:
             let api = Api::<TrustedServer>::namespaced(client.clone(), &key.namespace);
             within(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
         }
-        Step::WriteBundle { namespace, domain, data } => write_bundle(client, namespace, domain, data).await?,
+        Step::WriteBundle { namespace, domain, data } => {
+            write_map(client, namespace, (bundles::NAME, "bundle"), domain, data).await?;
+            info!(namespace, domain, "the trust bundle is written");
+        }
         Step::DeleteBundle { namespace } => {
             let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
             within(api.delete(bundles::NAME, &DeleteParams::default())).await?;
             info!(namespace, "the trust bundle is removed: the namespace left");
+        }
+        Step::WritePartners { namespace, domain, data } => {
+            let held = write_map(client, namespace, (partners::NAME, "partners"), domain, data).await?;
+            // Somebody else's keys would pass for partners: an apply leaves them, so they are removed by name.
+            let foreign: BTreeMap<&String, Value> =
+                held.keys().filter(|key| !data.contains_key(*key)).map(|key| (key, Value::Null)).collect();
+            if !foreign.is_empty() {
+                let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+                let patch = Patch::Merge(json!({"data": foreign}));
+                within(api.patch(partners::NAME, &PatchParams::default(), &patch)).await?;
+            }
+            info!(namespace, partners = data.len(), "the roots of partners are written");
+        }
+        Step::DeletePartners { namespace } => {
+            let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+            within(api.delete(partners::NAME, &DeleteParams::default())).await?;
+            info!(namespace, "the roots of partners are removed: there is none any more");
         }
         Step::DeleteLedger { name } => {
             let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
@@ -124,6 +144,11 @@ pub(super) async fn apply(client: &Client, namespace: &str, audit: &Audit, step:
         Step::ServerStatus { key, version, status } => {
             let patch = status_patch(version.as_deref(), &json!(status));
             let api = Api::<TrustedServer>::namespaced(client.clone(), &key.namespace);
+            within(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+        }
+        Step::PartnerStatus { key, version, status } => {
+            let patch = status_patch(version.as_deref(), &json!(status));
+            let api = Api::<FederationPartner>::namespaced(client.clone(), &key.namespace);
             within(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
         }
     }
@@ -243,21 +268,22 @@ async fn revoke(
     Ok(())
 }
 
-async fn write_bundle(
+/// Writes a ConfigMap of ours; answers what is in it then.
+async fn write_map(
     client: &Client,
     namespace: &str,
+    (name, part): (&str, &str),
     domain: &str,
     data: &BTreeMap<String, String>,
-) -> Result<(), ApplyError> {
+) -> Result<BTreeMap<String, String>, ApplyError> {
     let map = json!({
         "apiVersion": "v1", "kind": "ConfigMap", "data": data,
-        "metadata": {"name": bundles::NAME, "namespace": namespace, "labels": {
-            PART: "bundle", "app.kubernetes.io/managed-by": "entente", crate::sidecar::DOMAIN_LABEL: domain,
+        "metadata": {"name": name, "namespace": namespace, "labels": {
+            PART: part, "app.kubernetes.io/managed-by": "entente", crate::sidecar::DOMAIN_LABEL: domain,
         }},
     });
     let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
     let manager = PatchParams::apply("entente/topology").force();
-    within(api.patch(bundles::NAME, &manager, &Patch::Apply(map))).await?;
-    info!(namespace, domain, "the trust bundle is written");
-    Ok(())
+    let held = within(api.patch(name, &manager, &Patch::Apply(map))).await?;
+    Ok(held.data.unwrap_or_default())
 }

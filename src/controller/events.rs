@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::{apply::DEADLINE, health::Metrics, view::View};
 use crate::{
-    api::TrustDomain,
+    api::{FederationPartner, TrustDomain},
     brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections, Report},
     identity::SpiffeId,
     topology::Server,
@@ -69,6 +69,20 @@ impl Events {
         let uid = domain.metadata.uid.as_deref().unwrap_or_default();
         let name = domain.metadata.name.clone().unwrap_or_default();
         self.tell(reference("TrustDomain", None, name, uid), type_, reason, action, note);
+    }
+
+    /// Something about a partner.
+    pub(super) fn about_partner(
+        &self,
+        partner: &FederationPartner,
+        type_: EventType,
+        reason: &str,
+        action: &str,
+        note: String,
+    ) {
+        let uid = partner.metadata.uid.as_deref().unwrap_or_default();
+        let (namespace, name) = (partner.metadata.namespace.clone(), partner.metadata.name.clone().unwrap_or_default());
+        self.tell(reference("FederationPartner", namespace, name, uid), type_, reason, action, note);
     }
 
     fn tell(&self, about: ObjectReference, type_: EventType, reason: &str, action: &str, note: String) {

@@ -14,6 +14,7 @@ mod leadership;
 mod ledgers;
 mod proxies;
 mod replicas;
+mod roots;
 mod secrets;
 mod serving;
 mod stores;
@@ -293,6 +294,8 @@ impl Seat {
     async fn round(&self, epoch: u64, lead: bool, memory: &mut Memory, now: Timestamp) -> Duration {
         let authorities = self.stores.authorities(now);
         let mut world = self.stores.world(&authorities);
+        let Some(roots) = memory.roots.look(&self.client, &world.declared.partners, now).await else { return AGAIN };
+        world.declared.partner_roots = roots;
         world.proxies = self.proxies.seen(telemetry::now());
         world.behind_since = memory.behind_since.clone();
         world.gone_since = memory.gone(&world, now);
@@ -366,6 +369,11 @@ impl Seat {
                         self.events.about_domain(object, type_, reason, action, note);
                     }
                 }
+                Key::Partner(key) => {
+                    if let Some(object) = world.declared.partner(key) {
+                        self.events.about_partner(object, type_, reason, action, note);
+                    }
+                }
             }
         }
     }
@@ -385,6 +393,7 @@ pub struct Memory {
     gone_since: BTreeMap<String, Timestamp>,
     reported: BTreeMap<Key, Vec<Problem>>,
     secrets: secrets::Secrets,
+    roots: roots::Roots,
 }
 
 impl Memory {
@@ -447,8 +456,10 @@ fn log_failure(step: &Step, failure: &ApplyError) {
         Step::Hold { .. } => "hold or release a server",
         Step::WriteBundle { .. } => "write a bundle",
         Step::DeleteBundle { .. } => "remove a bundle",
+        Step::WritePartners { .. } => "write the roots of partners",
+        Step::DeletePartners { .. } => "remove the roots of partners",
         Step::DeleteLedger { .. } => "remove a ledger",
-        Step::DomainStatus { .. } | Step::ServerStatus { .. } => "write a status",
+        Step::DomainStatus { .. } | Step::ServerStatus { .. } | Step::PartnerStatus { .. } => "write a status",
     };
     match failure {
         ApplyError::Conflict => info!(what, "somebody else wrote first; looking again"),

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::watch::{Signal, Table, keep};
 use crate::{
-    api::{TrustDomain, TrustedServer},
+    api::{FederationPartner, TrustDomain, TrustedServer},
     pki::{
         self,
         authority::Material,
@@ -18,10 +18,10 @@ use crate::{
         ledger::Ledger,
         register::{Loaded, Register},
     },
-    plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, World, bundles},
+    plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, World, bundles, own_keys, partners},
     sidecar,
     topology::{
-        Declared, Key, ServerKey,
+        Declared, Key, PartnerKey, ServerKey,
         facts::{PodFacts, ServiceFacts},
     },
 };
@@ -45,12 +45,14 @@ type Readable<T> = Result<T, (Key, String)>;
 pub(super) struct Stores {
     domains: Arc<Table<Readable<TrustDomain>>>,
     servers: Arc<Table<Readable<TrustedServer>>>,
+    partners: Arc<Table<Readable<FederationPartner>>>,
     namespaces: Arc<Table<(Option<String>, bool)>>,
     pods: Arc<Table<PodFacts>>,
     services: Arc<Table<ServiceFacts>>,
     registers: Arc<Table<Result<Arc<Register>, String>>>,
     supplied: Arc<Table<Arc<Material>>>,
     bundles: Arc<Table<BTreeMap<String, String>>>,
+    partner_bundles: Arc<Table<BTreeMap<String, String>>>,
     ledgers: Arc<Table<LedgerSeen>>,
     first_domain: Arc<Table<TrustDomain>>,
 }
@@ -70,6 +72,9 @@ impl Stores {
         let servers =
             keep(tasks, Api::<DeserializeGuard<TrustedServer>>::all(client.clone()), config, raise, read_server);
         let (config, raise) = kept(all());
+        let federated =
+            keep(tasks, Api::<DeserializeGuard<FederationPartner>>::all(client.clone()), config, raise, read_partner);
+        let (config, raise) = kept(all());
         let namespaces = keep(tasks, Api::<Namespace>::all(client.clone()), config, raise, |namespace| {
             let label = namespace.metadata.labels.unwrap_or_default().remove(sidecar::DOMAIN_LABEL);
             Some((label, namespace.metadata.deletion_timestamp.is_some()))
@@ -83,28 +88,45 @@ impl Stores {
         let registers = keep(tasks, own_secrets(), config, raise, |secret| Some(read_register(&secret)));
         let (config, raise) = kept(all().fields("type=kubernetes.io/tls"));
         let supplied = keep(tasks, own_secrets(), config, raise, |secret| supplied(&secret).map(Arc::new));
+        let all_maps = || Api::<ConfigMap>::all(client.clone());
         let (config, raise) = kept(named(bundles::NAME));
-        let bundles =
-            keep(tasks, Api::<ConfigMap>::all(client.clone()), config, raise, |map| Some(map.data.unwrap_or_default()));
+        let bundles = keep(tasks, all_maps(), config, raise, |map| Some(map.data.unwrap_or_default()));
+        let (config, raise) = kept(named(partners::NAME));
+        let partner_bundles = keep(tasks, all_maps(), config, raise, |map| Some(map.data.unwrap_or_default()));
         let (config, raise) = kept(all().labels(&format!("{PART}=ledger")));
         let ledgers = keep(tasks, own_maps(), config, raise, |map| read_ledger(&map));
         let (config, raise) = kept(named(FIRST_DOMAIN));
         let first_domain = keep(tasks, own_maps(), config, raise, |map| {
             serde_json::from_str(map.data.as_ref()?.get("trustDomain")?).ok()
         });
-        Self { domains, servers, namespaces, pods, services, registers, supplied, bundles, ledgers, first_domain }
+        Self {
+            domains,
+            servers,
+            partners: federated,
+            namespaces,
+            pods,
+            services,
+            registers,
+            supplied,
+            bundles,
+            partner_bundles,
+            ledgers,
+            first_domain,
+        }
     }
 
     /// Whether every table has its first list.
     pub(super) fn are_synced(&self) -> bool {
         self.domains.is_synced()
             && self.servers.is_synced()
+            && self.partners.is_synced()
             && self.namespaces.is_synced()
             && self.pods.is_synced()
             && self.services.is_synced()
             && self.registers.is_synced()
             && self.supplied.is_synced()
             && self.bundles.is_synced()
+            && self.partner_bundles.is_synced()
             && self.ledgers.is_synced()
             && self.first_domain.is_synced()
     }
@@ -131,15 +153,16 @@ impl Stores {
         let mut unreadable = vec![];
         let domains = readable(self.domains.rows(), &mut unreadable);
         let servers = readable(self.servers.rows(), &mut unreadable);
+        let partners = readable(self.partners.rows(), &mut unreadable);
         let bare = |key: &str| key.rsplit('/').next().unwrap_or_default().to_owned();
         let rows = self.namespaces.rows();
         let ending = rows.iter().filter(|(_, (_, ending))| *ending).map(|(key, _)| bare(key)).collect();
         let namespaces = rows.into_iter().map(|(key, (label, _))| (bare(&key), label)).collect();
-        let bundles = self
-            .bundles
-            .rows()
-            .into_iter()
-            .map(|(key, data)| (key.split('/').next().unwrap_or_default().to_owned(), data));
+        let by_namespace = |table: &Table<BTreeMap<String, String>>| {
+            let rows = table.rows().into_iter();
+            rows.map(|(key, data)| (key.split('/').next().unwrap_or_default().to_owned(), data)).collect()
+        };
+        let sound = authorities.values().flatten();
         let seen = authorities.iter().map(|(domain, loaded)| {
             let seen = match loaded {
                 Ok((register, loaded)) => AuthoritySeen::Sound(AuthorityFacts::of(register, loaded)),
@@ -151,6 +174,10 @@ impl Stores {
             declared: Declared {
                 domains,
                 servers,
+                partners,
+                // Read one by one, in the loop.
+                partner_roots: BTreeMap::new(),
+                own_keys: sound.flat_map(|(_, loaded)| own_keys(loaded)).collect(),
                 namespaces,
                 pods: self.pods.rows().into_values().collect(),
                 services: self.services.rows().into_values().collect(),
@@ -159,7 +186,8 @@ impl Stores {
             ending_namespaces: ending,
             first_domain: self.first_domain.rows().into_values().next(),
             authorities: seen.collect(),
-            bundles: bundles.collect(),
+            bundles: by_namespace(&self.bundles),
+            partner_bundles: by_namespace(&self.partner_bundles),
             supplied: self.supplied.rows().into_iter().map(|(key, material)| (bare(&key), material)).collect(),
             ledgers: self.ledgers.rows().into_iter().map(|(key, ledger)| (bare(&key), ledger)).collect(),
             ..World::default()
@@ -186,6 +214,13 @@ fn read_server(guard: DeserializeGuard<TrustedServer>) -> Option<Readable<Truste
     Some(guard.0.map_err(|error| {
         let namespace = error.metadata.namespace.unwrap_or_default();
         (Key::Server(ServerKey { namespace, name: error.metadata.name.unwrap_or_default() }), error.error)
+    }))
+}
+
+fn read_partner(guard: DeserializeGuard<FederationPartner>) -> Option<Readable<FederationPartner>> {
+    Some(guard.0.map_err(|error| {
+        let namespace = error.metadata.namespace.unwrap_or_default();
+        (Key::Partner(PartnerKey { namespace, name: error.metadata.name.unwrap_or_default() }), error.error)
     }))
 }
 

@@ -19,7 +19,7 @@ use crate::{
     plan::{
         World,
         briefs::{self, Trust},
-        published,
+        partners, published,
         routes::{RouteTable, routes_of},
         usable,
         withdrawals::withdrawals,
@@ -38,6 +38,8 @@ pub(super) struct View {
     pub(super) known_pods: BTreeSet<String>,
     /// The namespace of each pod by its addresses.
     pub(super) namespaces: BTreeMap<IpAddr, String>,
+    /// When it was taken: partners and their roots end.
+    now: Timestamp,
     /// Pods of our own namespace: the other replicas are among them.
     pub(super) neighbours: Vec<PodFacts>,
 }
@@ -107,7 +109,7 @@ impl View {
         let namespaces = pods.flat_map(|pod| pod.addresses.iter().map(|address| (*address, pod.namespace.clone())));
         let known_pods = world.declared.pods.iter().map(|pod| pod.uid.clone()).collect();
         let domains = names.iter().filter_map(one).collect();
-        Self { domains, known_pods, namespaces: namespaces.collect(), neighbours, topology }
+        Self { domains, known_pods, namespaces: namespaces.collect(), now, neighbours, topology }
     }
 
     /// The domain with this SPIFFE trust domain.
@@ -132,11 +134,14 @@ impl View {
         let trust = |key: &ServerKey| domain.trust.servers.get(key).unwrap_or(&domain.trust.everybody);
         Ok(match topology.pod(uid).filter(|(server, _)| server.id == identity.id) {
             Some((server, pod)) if Arc::ptr_eq(topology, &self.topology) => {
-                Some(briefs::brief_of(topology, server, pod, trust(&server.key), at.clone()))
+                let partners = partners::scopes(topology, server, self.now);
+                Some(briefs::brief_of(topology, server, pod, (trust(&server.key), &partners), at.clone()))
             }
             Some((server, pod)) => {
-                let narrowed = briefs::narrowed(server, self.topology.server(&server.key));
-                Some(briefs::brief_of(topology, &narrowed, pod, trust(&server.key), at.clone()))
+                let narrowed = briefs::narrowed(server, &self.topology);
+                let known = partners::scopes(&self.topology, &narrowed, self.now);
+                let partners = partners::common(partners::scopes(topology, &narrowed, self.now), &known);
+                Some(briefs::brief_of(topology, &narrowed, pod, (trust(&server.key), &partners), at.clone()))
             }
             // Its server is on its way to be published.
             None if now.is_some() => None,

@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod register;
 pub mod renewal;
 pub mod revocation;
+pub mod roots;
 pub mod rotation;
 mod signer;
 mod templates;

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use crate::{
     brief::{Revocation, Scope, Withdrawal},
-    identity::{Identity, SpiffeId},
+    identity::{Identity, PartnerIdentity, SpiffeId},
     refusal::{Refusal, WithdrawnDetail},
 };
 
@@ -91,10 +91,30 @@ impl View {
         }
     }
 
+    /// The same of a partner. One that publishes nothing is believed until its certificates end.
+    pub fn judge_partner(&self, peer: &PartnerIdentity, now: Timestamp) -> Result<(), Refusal> {
+        self.partner_taken_back(peer)?;
+        let known = peer.issuer.as_ref().is_some_and(|issuer| self.serials.contains_key(issuer));
+        match self.next_update {
+            None => Ok(()),
+            Some(_) if !known => Err(Refusal::UnknownStatus),
+            Some(end) if now <= end => Ok(()),
+            Some(_) => Err(Refusal::StaleCrl),
+        }
+    }
+
+    /// Whether a partner took back what `peer` showed.
+    pub fn partner_taken_back(&self, peer: &PartnerIdentity) -> Result<(), Refusal> {
+        if self.lists(peer.issuer.as_deref(), &peer.serial) { Err(Refusal::Revoked) } else { Ok(()) }
+    }
+
+    fn lists(&self, issuer: Option<&str>, serial: &[u8]) -> bool {
+        issuer.and_then(|issuer| self.serials.get(issuer)).is_some_and(|serials| serials.contains(serial))
+    }
+
     /// Whether what `peer` showed was taken back: its serial, or all that its identity held then.
     pub fn taken_back(&self, peer: &Identity) -> Result<(), Refusal> {
-        let listed = |issuer: &String| self.serials.get(issuer).is_some_and(|serials| serials.contains(&peer.serial));
-        if peer.issuer.as_ref().is_some_and(listed) {
+        if self.lists(peer.issuer.as_deref(), &peer.serial) {
             return Err(Refusal::Revoked);
         }
         let moments = self.withdrawn.get(&peer.id).map_or(&[][..], Vec::as_slice);
@@ -145,6 +165,7 @@ fn bytes(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::brief::ScopeNames;
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -175,6 +196,7 @@ mod tests {
         let serials = serials.iter().map(|text| (*text).to_owned()).collect();
         Scope {
             id: "internal".to_owned(),
+            names: ScopeNames::Servers,
             anchors: vec![],
             issuers: vec!["aa".to_owned(), "bb".to_owned()],
             revocation: Some(Revocation {
@@ -208,6 +230,30 @@ mod tests {
         ] {
             assert_eq!(view.judge(&peer, at(now)), expected, "{peer:?} at {now}");
         }
+    }
+
+    #[test]
+    fn a_partner_that_publishes_nothing_is_believed_and_one_that_does_is_asked_of_everybody() {
+        let partner = |serial: u8, issuer: &str| PartnerIdentity {
+            partner: "fabrikam".to_owned(),
+            dns_names: BTreeSet::new(),
+            serial: vec![serial, 7],
+            issuer: Some(issuer.to_owned()),
+            not_before: at(100),
+            not_after: at(1_000),
+        };
+        let silent = View::of(&Scope { revocation: None, issuers: vec![], ..scope(500, &[], &[]) }).unwrap();
+        assert_eq!(silent.judge_partner(&partner(1, "aa"), at(900)), Ok(()));
+        let view = View::of(&Scope { issuers: vec![], ..scope(500, &["0107"], &[]) }).unwrap();
+        for (peer, now, expected) in [
+            (partner(2, "aa"), 500, Ok(())),
+            (partner(1, "aa"), 400, Err(Refusal::Revoked)),
+            (partner(2, "bb"), 400, Err(Refusal::UnknownStatus)),
+            (partner(2, "aa"), 501, Err(Refusal::StaleCrl)),
+        ] {
+            assert_eq!(view.judge_partner(&peer, at(now)), expected, "{peer:?} at {now}");
+        }
+        assert_eq!(view.partner_taken_back(&partner(2, "bb")), Ok(()));
     }
 
     #[test]

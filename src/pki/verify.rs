@@ -1,10 +1,13 @@
 //! The one verification function: path building by webpki inside one scope, and the certificate policy above it.
 //!
 //! The same steps for inbound, outbound and every later re-check, in the order that gives the one reason: limits and
-//! strict parse, path, policy, names. Topology (who may call what) is the brief's business, after this.
+//! strict parse, scope, path, policy, names. Topology (who may call what) is the brief's business, after this.
 
 mod anchors;
+mod graft;
+mod partner;
 pub(super) mod policy;
+mod scopes;
 
 use std::time::Duration;
 
@@ -17,10 +20,12 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 use self::anchors::Anchor;
 pub use self::{
     anchors::{AnchorError, Anchors},
+    partner::{Partner, PartnerProblem, PinError},
     policy::Flaw,
+    scopes::{Partners, ScopeError, Scopes},
 };
 use crate::{
-    identity::{Identity, SpiffeId},
+    identity::{Identity, Peer, SpiffeId},
     refusal::{ChainDetail, Refusal, RootDetail, ServerDetail},
 };
 
@@ -44,6 +49,15 @@ pub struct Verdict {
     /// Whom the leaf names.
     pub identity: Identity,
     /// The earliest end of validity along the path, anchor included.
+    pub valid_until: Timestamp,
+}
+
+/// A chain that verified, in whichever scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proven {
+    /// Whom it proves.
+    pub peer: Peer,
+    /// As in [`Verdict`].
     pub valid_until: Timestamp,
 }
 
@@ -88,11 +102,32 @@ pub fn verdict(
 
 /// The same, and which rule is broken.
 pub fn examine(chain: &[CertificateDer<'_>], role: Role, anchors: &Anchors, now: Timestamp) -> Result<Verdict, Fault> {
-    let [leaf, intermediates @ ..] = chain else { return Err(Refusal::NoCertificate.into()) };
-    if chain.len() > MAX_CHAIN || chain.iter().any(|certificate| certificate.len() > MAX_CERTIFICATE) {
-        return Err(Refusal::BadChain(ChainDetail::TooLarge).into());
+    let parsed = open(chain)?;
+    let valid_until = anchored(chain, &parsed, role, anchors, now)?;
+    let [leaf, ..] = chain else { return Err(Refusal::NoCertificate.into()) };
+    Ok(Verdict { identity: Identity::of(leaf)?, valid_until })
+}
+
+/// Limits and strict parse.
+fn open<'a>(chain: &'a [CertificateDer<'_>]) -> Result<Vec<X509Certificate<'a>>, Refusal> {
+    if chain.is_empty() {
+        return Err(Refusal::NoCertificate);
     }
-    let parsed = chain.iter().map(|der| parse(der)).collect::<Result<Vec<_>, _>>()?;
+    if chain.len() > MAX_CHAIN || chain.iter().any(|certificate| certificate.len() > MAX_CERTIFICATE) {
+        return Err(Refusal::BadChain(ChainDetail::TooLarge));
+    }
+    chain.iter().map(|der| parse(der)).collect()
+}
+
+/// Path and policy: whether `anchors` vouch for `chain`, which is `parsed`. Answers until when.
+fn anchored(
+    chain: &[CertificateDer<'_>],
+    parsed: &[X509Certificate<'_>],
+    role: Role,
+    anchors: &Anchors,
+    now: Timestamp,
+) -> Result<Timestamp, Fault> {
+    let [leaf, intermediates @ ..] = chain else { return Err(Refusal::NoCertificate.into()) };
     let Some(first) = parsed.first() else { return Err(Refusal::NoCertificate.into()) };
     if first.issuer() == first.subject() && !first.subject().as_raw().is_empty() {
         // It vouches for itself; webpki would only say that it looks like an authority.
@@ -105,11 +140,9 @@ pub fn examine(chain: &[CertificateDer<'_>], role: Role, anchors: &Anchors, now:
         let judged = if index == 0 { policy::leaf(one, role) } else { policy::authority(one) };
         judged.map_err(|flaw| Fault::Flawed(index, flaw))?;
     }
-    let anchored_until = path.linked(&parsed)?;
-    let identity = Identity::of(leaf)?;
+    let anchored_until = path.linked(parsed)?;
     let ends = taken.filter_map(|(_, one)| Timestamp::from_second(one.validity().not_after.timestamp()).ok());
-    let valid_until = ends.fold(anchored_until, Timestamp::min);
-    Ok(Verdict { identity, valid_until })
+    Ok(ends.fold(anchored_until, Timestamp::min))
 }
 
 /// Whether a verified callee is the declared server: its URI, and the topology name among its DNS names.

@@ -4,7 +4,10 @@ use sha2::{Digest, Sha256};
 
 use super::{AuthorityFacts, withdrawals::Withdrawals};
 use crate::{
-    brief::{Allow, Brief, Cursor, Egress, INTERNAL, OnPeerExpiry, Port, Revocation, Scope, Standing, VERSION},
+    brief::{
+        Allow, Brief, Cursor, Egress, INTERNAL, OnPeerExpiry, Port, Revocation, Scope, ScopeNames, Standing, VERSION,
+        partner_scope,
+    },
     identity::{Identity, SpiffeId},
     pki,
     topology::{Server, ServerPort, Topology, facts::PodFacts},
@@ -44,6 +47,7 @@ impl Trust {
         };
         let scope = Scope {
             id: INTERNAL.to_owned(),
+            names: ScopeNames::Servers,
             anchors: facts.roots(),
             issuers: facts.members.iter().map(|one| one.member.key_id.clone()).collect(),
             revocation: Some(revocation),
@@ -62,24 +66,45 @@ impl Trust {
 
 impl Default for Trust {
     fn default() -> Self {
-        let scope = Scope { id: INTERNAL.to_owned(), anchors: vec![], issuers: vec![], revocation: None };
+        let scope = Scope {
+            id: INTERNAL.to_owned(),
+            names: ScopeNames::Servers,
+            anchors: vec![],
+            issuers: vec![],
+            revocation: None,
+        };
         Self { scope, issuer: String::new(), digest: String::new() }
     }
 }
 
-/// The brief of `pod`, one of `server`'s, `at` a published revision.
-pub fn brief_of(topology: &Topology, server: &Server, pod: &PodFacts, trust: &Trust, at: Cursor) -> Brief {
-    sealed(plain(topology, server, pod, trust), trust, at)
+/// The brief of `pod`, one of `server`'s, `at` a published revision, with the scopes of its `partners`.
+pub fn brief_of(
+    topology: &Topology,
+    server: &Server,
+    pod: &PodFacts,
+    (trust, partners): (&Trust, &[Scope]),
+    at: Cursor,
+) -> Brief {
+    sealed(plain(topology, server, pod, (trust, partners)), trust, at)
 }
 
 /// Where a sidecar stands that has its brief in force: the cursor of `brief_of`, without making the whole.
-pub fn cursor_of(topology: &Topology, server: &Server, pod: &PodFacts, trust: &Trust, at: Cursor) -> Cursor {
-    Cursor { hash: hash(&plain(topology, server, pod, trust), trust), ..at }
+pub fn cursor_of(
+    topology: &Topology,
+    server: &Server,
+    pod: &PodFacts,
+    (trust, partners): (&Trust, &[Scope]),
+    at: Cursor,
+) -> Cursor {
+    Cursor { hash: hash(&plain(topology, server, pod, (trust, partners)), trust), ..at }
 }
 
 /// A published server, less what was taken from it since: what narrows does not wait for the leader.
-pub fn narrowed(published: &Server, now: Option<&Server>) -> Server {
-    let Some(now) = now else { return Server { standing: Standing::Withdrawn, ..published.clone() } };
+pub fn narrowed(published: &Server, topology: &Topology) -> Server {
+    let Some(now) = topology.server(&published.key) else {
+        return Server { standing: Standing::Withdrawn, ..published.clone() };
+    };
+    let edges = topology.domain(&now.domain).map(|domain| &domain.edges);
     let mut server = Server { standing: now.standing, ..published.clone() };
     for port in &mut server.ports {
         let same = now.ports.iter().find(|one| one.name == port.name && one.port == port.port);
@@ -89,16 +114,22 @@ pub fn narrowed(published: &Server, now: Option<&Server>) -> Server {
         };
         port.allow.all_declared &= same.allow.all_declared;
         let still = |id: &SpiffeId| {
-            same.allow.servers.contains(id) || (same.allow.all_declared && id.trust_domain() == now.id.trust_domain())
+            let all = same.allow.all_declared && id.trust_domain() == now.id.trust_domain();
+            same.allow.server(id).is_some() || (all && !edges.is_some_and(|edges| edges.contains(id)))
         };
-        port.allow.servers.retain(still);
+        port.allow.servers.retain(|one| still(&one.id));
+        port.allow.partners.retain(|one| same.allow.partner(&one.name).is_some());
     }
     server
 }
 
-fn plain(topology: &Topology, server: &Server, pod: &PodFacts, trust: &Trust) -> Brief {
+/// Everything but the scope that everybody has, and the cursor.
+fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners): (&Trust, &[Scope])) -> Brief {
     let domain = topology.domain(&server.domain);
     let lifetime = domain.map_or(86_400, |domain| domain.lifetime_seconds);
+    // Whoever names its callers need not hear of Edge servers that come and go.
+    let all_declared = server.ports.iter().any(|port| port.allow.all_declared);
+    let edges = domain.map(|domain| &domain.edges);
     Brief {
         version: VERSION,
         cursor: Cursor::default(),
@@ -109,9 +140,10 @@ fn plain(topology: &Topology, server: &Server, pod: &PodFacts, trust: &Trust) ->
         issuer: trust.issuer.clone(),
         renew_within_seconds: (lifetime / 10).min(RENEW_WITHIN),
         on_peer_expiry: domain.map_or(OnPeerExpiry::Cut, |domain| domain.on_peer_expiry),
-        ports: server.ports.iter().filter_map(port).collect(),
+        ports: server.ports.iter().filter_map(|declared| port(declared, partners)).collect(),
+        edges: if all_declared { edges.into_iter().flatten().cloned().collect() } else { vec![] },
         egress: Egress { unrestricted: server.unrestricted, networks: server.egress.clone() },
-        scopes: vec![],
+        scopes: partners.to_vec(),
         drain_seconds: server.drain_seconds,
     }
 }
@@ -130,6 +162,7 @@ pub fn withdrawn(identity: &Identity, trust: &Trust, at: Cursor) -> Brief {
         renew_within_seconds: 0,
         on_peer_expiry: OnPeerExpiry::Cut,
         ports: vec![],
+        edges: vec![],
         egress: Egress::default(),
         scopes: vec![],
         drain_seconds: 0,
@@ -137,17 +170,20 @@ pub fn withdrawn(identity: &Identity, trust: &Trust, at: Cursor) -> Brief {
     sealed(brief, trust, at)
 }
 
-/// UDP ports travel with the pod's interception rules, not with the brief.
-fn port(port: &ServerPort) -> Option<Port> {
+/// UDP ports travel with the pod's interception rules, not with the brief. A partner without a scope is not trusted now,
+/// so no port lists it.
+fn port(port: &ServerPort, partners: &[Scope]) -> Option<Port> {
     let ServerPort { name, port, target_port, mode, allow } = port;
-    let (name, allow) = (name.clone(), allow.clone());
+    let (name, mut allow) = (name.clone(), allow.clone());
+    allow.partners.retain(|entry| partners.iter().any(|scope| scope.id == partner_scope(&entry.name)));
     Some(Port { name, port: *port, target_port: *target_port, mode: (*mode)?, allow })
 }
 
-/// Gives the brief its scope and its cursor: the revision, and the hash of everything else.
-fn sealed(brief: Brief, trust: &Trust, at: Cursor) -> Brief {
-    let cursor = Cursor { hash: hash(&brief, trust), ..at };
-    Brief { cursor, scopes: vec![trust.scope.clone()], ..brief }
+/// Gives the brief the scope that everybody has and its cursor: the revision, and the hash of everything else.
+fn sealed(mut brief: Brief, trust: &Trust, at: Cursor) -> Brief {
+    brief.cursor = Cursor { hash: hash(&brief, trust), ..at };
+    brief.scopes.insert(0, trust.scope.clone());
+    brief
 }
 
 /// The scope counts by its digest: many sidecars share a long one.

@@ -9,6 +9,7 @@ pub mod briefs;
 pub mod bundles;
 mod conditions;
 mod news;
+pub mod partners;
 pub mod register;
 pub mod routes;
 pub mod secrets;
@@ -24,13 +25,13 @@ use jiff::Timestamp;
 
 pub use authorities::{Coming, Lists};
 pub use news::{News, news};
-pub use world::{AuthorityFacts, AuthoritySeen, LedgerSeen, MemberFacts, ProxySeen, World};
+pub use world::{AuthorityFacts, AuthoritySeen, LedgerSeen, MemberFacts, ProxySeen, World, own_keys};
 
 use crate::{
-    api::{TrustDomain, TrustDomainStatus, TrustedServerStatus},
+    api::{FederationPartnerStatus, TrustDomain, TrustDomainStatus, TrustedServerStatus},
     brief::Cursor,
     pki::{authority::Serial, crl::Reason, rotation::Move},
-    topology::{Key, Problem, Server, ServerKey, Topology},
+    topology::{Key, PartnerKey, Problem, Server, ServerKey, Topology},
 };
 use turn::Turn;
 
@@ -117,6 +118,20 @@ pub enum Step {
         /// The namespace.
         namespace: String,
     },
+    /// Write the roots of an edge namespace's partners.
+    WritePartners {
+        /// The namespace.
+        namespace: String,
+        /// Name of the domain.
+        domain: String,
+        /// The ConfigMap's whole data.
+        data: BTreeMap<String, String>,
+    },
+    /// Remove the roots of partners from a namespace that has none any more.
+    DeletePartners {
+        /// The namespace.
+        namespace: String,
+    },
     /// Remove the ledger of a server that is gone, when its last certificate has ended.
     DeleteLedger {
         /// Name of the ConfigMap.
@@ -139,6 +154,15 @@ pub enum Step {
         version: Option<String>,
         /// The whole status.
         status: Box<TrustedServerStatus>,
+    },
+    /// Write the status of a partner.
+    PartnerStatus {
+        /// Which partner.
+        key: PartnerKey,
+        /// The resourceVersion that it was planned on.
+        version: Option<String>,
+        /// The whole status.
+        status: Box<FederationPartnerStatus>,
     },
 }
 
@@ -179,6 +203,7 @@ pub fn plan(topology: &Topology, problems: &[(Key, Problem)], world: &World, now
         authorities::marks(&turn.withdrawals, &mut plan);
         authorities::authority(world, &turn, now, &mut plan);
         bundles::write(&turn, &mut plan);
+        partners::write(topology, world, domain, now, &mut plan);
         secrets::write(topology, domain, world, now, &mut plan);
         turns.insert(&domain.name, turn);
     }
@@ -256,6 +281,7 @@ fn leftovers(topology: &Topology, world: &World, now: Timestamp, plan: &mut Plan
             plan.steps.push(Step::DeleteBundle { namespace: namespace.clone() });
         }
     }
+    partners::leftovers(topology, world, now, plan);
     let declared: BTreeSet<ServerKey> = world.declared.servers.iter().map(ServerKey::of).collect();
     for (name, ledger) in &world.ledgers {
         if declared.contains(&ledger.server) {

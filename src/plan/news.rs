@@ -1,9 +1,14 @@
 //! What a step has to say aloud: the Events of the leader.
 
+use std::collections::BTreeSet;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{Coming, Step, World};
-use crate::topology::{Key, Topology};
+use crate::{
+    api::{AnchorStatus, FederationPartnerStatus},
+    topology::{Key, PartnerKey, Topology},
+};
 
 /// One Event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -61,8 +66,38 @@ pub fn news(step: &Step, world: &World, topology: &Topology) -> Vec<News> {
             let blocked = blocked.map(about(true, "RotationBlocked"));
             blocked.into_iter().chain(complete.map(about(false, "RotationCompleted"))).collect()
         }
+        Step::PartnerStatus { key, status, .. } => {
+            let old = world.declared.partner(key).and_then(|object| object.status.as_ref());
+            partner(key, old, status)
+        }
         _ => vec![],
     }
+}
+
+/// What changed about a partner that somebody may want to know.
+fn partner(key: &PartnerKey, old: Option<&FederationPartnerStatus>, status: &FederationPartnerStatus) -> Vec<News> {
+    let tell = |warning, reason| {
+        let about = Key::Partner(key.clone());
+        move |note| News { about, warning, reason, action: "Federate", note }
+    };
+    let before = old.map(|status| status.conditions.as_slice());
+    let expired = appeared(before, &status.conditions, "AnchorsValid", "AllExpired");
+    let known = |status: &FederationPartnerStatus| -> BTreeSet<String> {
+        status.anchors.iter().map(|anchor| anchor.sha256.clone()).collect()
+    };
+    let moved = old.is_some_and(|old| known(old) != known(status));
+    let note = match status.anchors.len() {
+        0 => "it has no roots any more that can be used".to_owned(),
+        roots => format!("it has {roots} roots now: {}", digests(status)),
+    };
+    let updated = moved.then_some(note).map(tell(false, "PartnerTrustUpdated"));
+    updated.into_iter().chain(expired.map(tell(true, "PartnerTrustStale"))).collect()
+}
+
+/// The first of its roots, by the beginning of their digests.
+fn digests(status: &FederationPartnerStatus) -> String {
+    let short = |anchor: &AnchorStatus| anchor.sha256.chars().take(16).collect::<String>();
+    status.anchors.iter().take(4).map(short).collect::<Vec<_>>().join(", ")
 }
 
 fn is(conditions: &[Condition], kind: &str, status: &str) -> bool {

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::{
-    BEHIND_SECONDS, Plan, ProxySeen, World, briefs, briefs::Trust, published, usable, withdrawals::Withdrawals,
+    BEHIND_SECONDS, Plan, ProxySeen, World, briefs, briefs::Trust, partners, published, usable,
+    withdrawals::Withdrawals,
 };
 use crate::{
     brief::Standing,
@@ -62,6 +63,7 @@ fn pods<'a>(
 ) -> Pods<'a> {
     let mut pods = Pods::default();
     let at = published(topology, world, &server.domain);
+    let partners = partners::scopes(topology, server, now);
     for pod in topology.pods_of(&server.key).filter(|pod| !pod.ending) {
         if server.secret_name.is_some() {
             // Its software holds the key; there is no sidecar to speak of.
@@ -83,7 +85,7 @@ fn pods<'a>(
         } else if server.standing == Standing::Active {
             certificate(seen, pod, now, &mut pods, plan);
         }
-        let wanted = at.clone().map(|at| briefs::cursor_of(topology, server, pod, trust, at));
+        let wanted = at.clone().map(|at| briefs::cursor_of(topology, server, pod, (trust, &partners), at));
         // The hash alone judges: a change elsewhere moves the revision and leaves this server as it is.
         let current = wanted.is_some_and(|wanted| seen.cursor.as_ref().is_some_and(|has| has.hash == wanted.hash));
         pods.connected += usize::from(seen.connected);

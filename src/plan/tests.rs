@@ -8,7 +8,7 @@ use super::{
     *,
 };
 use crate::{
-    api::TrustedServer,
+    api::{FederationPartner, TrustedServer},
     identity::{DnsName, Identity, SpiffeId},
     pki::{
         authority::Validity,
@@ -123,6 +123,12 @@ pub(super) fn settle(world: &mut World, now: Timestamp) -> Plan {
                     world.declared.servers.iter_mut().find(same).unwrap().status = Some(*status);
                 }
                 Step::DomainStatus { status, .. } => world.declared.domains[0].status = Some(*status),
+                Step::PartnerStatus { key, status, .. } => {
+                    let same = |one: &&mut FederationPartner| one.metadata.name.as_ref() == Some(&key.name);
+                    world.declared.partners.iter_mut().find(same).unwrap().status = Some(*status);
+                }
+                Step::WritePartners { namespace, data, .. } => drop(world.partner_bundles.insert(namespace, data)),
+                Step::DeletePartners { namespace } => drop(world.partner_bundles.remove(&namespace)),
                 Step::WriteBundle { namespace, data, .. } => drop(world.bundles.insert(namespace, data)),
                 Step::Hold { key, finalizers, .. } => {
                     let same = |one: &&mut TrustedServer| one.metadata.name.as_ref() == Some(&key.name);
@@ -173,14 +179,14 @@ pub(super) fn ledger(server: &ServerKey, records: &[Record]) -> LedgerSeen {
     LedgerSeen { server: server.clone(), ledger: Some(Arc::new(ledger)) }
 }
 
-fn condition(world: &World, name: &str, kind: &str) -> (String, String) {
+pub(super) fn condition(world: &World, name: &str, kind: &str) -> (String, String) {
     let object = world.declared.servers.iter().find(|one| one.metadata.name.as_deref() == Some(name)).unwrap();
     let conditions = &object.status.as_ref().unwrap().conditions;
     let found = conditions.iter().find(|one| one.type_ == kind).unwrap();
     (found.status.clone(), found.reason.clone())
 }
 
-fn is(status: &str, reason: &str) -> (String, String) {
+pub(super) fn is(status: &str, reason: &str) -> (String, String) {
     (status.to_owned(), reason.to_owned())
 }
 
@@ -191,7 +197,8 @@ pub(super) fn follow(world: &mut World, app: &str, now: Timestamp) {
     let revision = published(&topology, world, "contoso").unwrap();
     let taken = withdrawals(&topology, world, topology.domain("contoso").unwrap(), now);
     let trust = Trust::of(usable(world, "contoso"), &taken, &topology, Some(server));
-    let brief = briefs::brief_of(&topology, server, pod, &trust, revision);
+    let partners = partners::scopes(&topology, server, now);
+    let brief = briefs::brief_of(&topology, server, pod, (&trust, &partners), revision);
     let seen = ProxySeen {
         cursor: Some(brief.cursor),
         connected: true,
@@ -303,12 +310,12 @@ fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
     let world = world(vec![server("web", ports), server("api", "[]")], vec![pod("web")]);
     let (topology, _) = Topology::resolve(&world.declared);
     let (web, pod) = topology.pod("pod-web").unwrap();
-    let brief = briefs::brief_of(&topology, web, pod, &trust(&topology, &world), revision(7));
+    let brief = briefs::brief_of(&topology, web, pod, (&trust(&topology, &world), &[]), revision(7));
     assert_eq!((brief.cursor.revision, brief.ports.len()), (7, 1), "UDP is no port of the proxy");
-    let allowed: Vec<&str> = brief.ports[0].allow.servers.iter().map(|id| id.server()).collect();
+    let allowed: Vec<&str> = brief.ports[0].allow.servers.iter().map(|one| one.id.server()).collect();
     assert_eq!(allowed, ["api", "web"]);
     assert_eq!(brief.scope("internal").unwrap().anchors.len(), 1);
-    let later = briefs::brief_of(&topology, web, pod, &trust(&topology, &world), revision(8));
+    let later = briefs::brief_of(&topology, web, pod, (&trust(&topology, &world), &[]), revision(8));
     assert_eq!(later.cursor.hash, brief.cursor.hash, "the hash does not move with the revision");
     let identity = Identity {
         id: web.id.clone(),

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::World;
 use crate::{
+    api::Role,
     brief::{Standing, Withdrawal},
     identity::SpiffeId,
     pki::{
@@ -285,7 +286,10 @@ impl Withdrawals {
 /// Whether a connection between the two may exist, in either direction.
 pub(super) fn may_meet(one: &Server, other: &Server) -> bool {
     let admits = |callee: &Server, caller: &Server| {
-        callee.ports.iter().any(|port| port.allow.all_declared || port.allow.servers.contains(&caller.id))
+        callee.ports.iter().any(|port| {
+            let all = port.allow.all_declared && caller.role == Role::Internal;
+            all || port.allow.server(&caller.id).is_some()
+        })
     };
     admits(one, other) || admits(other, one)
 }

@@ -13,10 +13,12 @@ use crate::{
     brief::Cursor,
     identity::{DnsName, SpiffeId},
     pki::{
+        self,
         authority::{Authority, Material, Validity},
         bundle::Bundle,
         ledger::Ledger,
         register::{Loaded, Published, Register, Removed},
+        roots,
         rotation::{Member, State},
     },
     topology::{Declared, Key, ServerKey},
@@ -37,6 +39,8 @@ pub struct World {
     pub authorities: BTreeMap<String, AuthoritySeen>,
     /// The data of ConfigMap `entente-trust-bundle`, by namespace; only those that carry our label.
     pub bundles: BTreeMap<String, BTreeMap<String, String>>,
+    /// The data of ConfigMap `entente-partners`, by namespace.
+    pub partner_bundles: BTreeMap<String, BTreeMap<String, String>>,
     /// The owners' own authorities, by the name of their Secret.
     pub supplied: BTreeMap<String, Arc<Material>>,
     /// The Secrets of servers whose software holds the key, as far as they were looked at.
@@ -127,6 +131,12 @@ impl AuthorityFacts {
     pub fn roots(&self) -> Vec<String> {
         Bundle::of(self.members.iter().map(|one| one.root_pem.as_str())).roots()
     }
+}
+
+/// SHA-256 of the public keys of a domain's authorities, roots and issuers.
+pub fn own_keys(loaded: &Loaded) -> BTreeSet<String> {
+    let pems = loaded.members.iter().flat_map(|(_, authority)| [authority.root_pem(), authority.issuer_pem()]);
+    pems.filter_map(|pem| roots::key_of(&pki::certificate(pem)?)).collect()
 }
 
 /// A ledger.

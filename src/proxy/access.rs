@@ -12,8 +12,12 @@ use tokio::sync::watch;
 use super::metrics::{Metrics, word};
 use crate::{
     brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections},
+    identity::{DnsName, Peer},
     refusal::{AlertDetail, Refusal},
 };
+
+/// Names of one certificate that a record holds.
+const MAX_NAMES: usize = 8;
 
 /// What a relay moved.
 #[derive(Clone, Copy, Debug, Default)]
@@ -31,6 +35,8 @@ pub(super) struct Record {
     started: Instant,
     /// Who: the verified identity, else the address.
     pub(super) peer: String,
+    /// The DNS names in a partner's certificate.
+    names: Option<String>,
     /// Who else was proven, where that is not the peer: an impostor.
     pub(super) presented: Option<String>,
     /// The address where we were dialled or dial.
@@ -51,12 +57,25 @@ impl Record {
             direction,
             started: Instant::now(),
             peer,
+            names: None,
             presented: None,
             destination: None,
             mode: "none",
             moved: Moved::default(),
             cut: false,
         }
+    }
+
+    /// Says who was proven: a server by its identity, a partner by its name, with the names in its certificate.
+    pub(super) fn proven(&mut self, peer: &Peer) {
+        self.peer = peer.to_string();
+        self.names = match peer {
+            Peer::Server(_) => None,
+            Peer::Partner(partner) => {
+                let names: Vec<&str> = partner.dns_names.iter().take(MAX_NAMES).map(DnsName::as_str).collect();
+                Some(names.join(" "))
+            }
+        };
     }
 
     /// Seconds since the connection was accepted.
@@ -66,7 +85,7 @@ impl Record {
 
     /// Writes the record and counts it.
     pub(super) fn end(self, outcome: Result<(), Refusal>, metrics: &Metrics, refusals: &Refusals) {
-        let Self { direction, started, peer, presented, destination, mode, moved, cut } = self;
+        let Self { direction, started, peer, names, presented, destination, mode, moved, cut } = self;
         metrics.moved(direction, moved.sent, moved.received);
         let destination = destination.map(|address| address.to_string()).unwrap_or_default();
         let port = destination.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);
@@ -74,7 +93,7 @@ impl Record {
         let direction_word = word(direction);
         let Err(refusal) = outcome else {
             tracing::info!(
-                target: "access", direction = direction_word, %peer, %destination, mode, sent = moved.sent,
+                target: "access", direction = direction_word, %peer, names, %destination, mode, sent = moved.sent,
                 received = moved.received, milliseconds, reason = "ok", "connection ended"
             );
             return;
@@ -86,7 +105,7 @@ impl Record {
         let (reason, detail) = (refusal.code(), refusal.detail());
         if refusal.is_routine() {
             tracing::info!(
-                target: "access", direction = direction_word, %peer, %destination, mode, sent = moved.sent,
+                target: "access", direction = direction_word, %peer, names, %destination, mode, sent = moved.sent,
                 received = moved.received, milliseconds, reason, detail, "connection ended"
             );
             return;
@@ -94,17 +113,17 @@ impl Record {
         // The subscriber wants constant messages, so each of the three has its own line.
         if cut {
             tracing::warn!(
-                target: "access", direction = direction_word, %peer, presented, %destination, mode, sent = moved.sent,
+                target: "access", direction = direction_word, %peer, names, presented, %destination, mode, sent = moved.sent,
                 received = moved.received, milliseconds, reason, detail, "connection cut"
             );
         } else if matches!(refusal, Refusal::PeerRefused(AlertDetail::Revoked | AlertDetail::Expired)) {
             tracing::warn!(
-                target: "access", direction = direction_word, %peer, presented, %destination, mode, sent = moved.sent,
+                target: "access", direction = direction_word, %peer, names, presented, %destination, mode, sent = moved.sent,
                 received = moved.received, milliseconds, reason, detail, "the peer refused our own certificate"
             );
         } else {
             tracing::warn!(
-                target: "access", direction = direction_word, %peer, presented, %destination, mode, sent = moved.sent,
+                target: "access", direction = direction_word, %peer, names, presented, %destination, mode, sent = moved.sent,
                 received = moved.received, milliseconds, reason, detail, "connection refused"
             );
         }
@@ -178,6 +197,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::PartnerIdentity;
 
     #[test]
     fn equal_refusals_are_counted_and_the_report_is_bounded() {
@@ -200,6 +220,28 @@ mod tests {
         refusals.count(Direction::Outbound, Refusal::DestinationNotDeclared, "10.0.0.1".into(), 80, false);
         refusals.put_back(report);
         assert_eq!(refusals.take(1)[0].count, 2);
+    }
+
+    #[test]
+    fn a_partner_is_recorded_by_its_name_beside_the_names_that_it_proved() {
+        let proven = |names: &[String]| {
+            let mut record = Record::begin(Direction::Inbound, "10.0.0.1:40000".parse().unwrap());
+            let validity = jiff::Timestamp::UNIX_EPOCH;
+            record.proven(&Peer::Partner(PartnerIdentity {
+                partner: "fabrikam".to_owned(),
+                dns_names: names.iter().map(|name| DnsName::parse(name).unwrap()).collect(),
+                serial: vec![1],
+                issuer: None,
+                not_before: validity,
+                not_after: validity,
+            }));
+            assert_eq!(record.peer, "partner/fabrikam");
+            record.names.unwrap()
+        };
+        let two = ["fabrikam.example", "sip.fabrikam.example"].map(str::to_owned);
+        assert_eq!(proven(&two), "fabrikam.example sip.fabrikam.example");
+        let many: Vec<_> = (0..100).map(|number| format!("n{number}.fabrikam.example")).collect();
+        assert_eq!(proven(&many).split(' ').count(), MAX_NAMES);
     }
 
     #[test]

@@ -3,12 +3,13 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use jiff::Timestamp;
+use rustls_pki_types::CertificateDer;
 
 use super::{judge::Judge, routes::Table};
 use crate::{
     brief::{Direction, Mode},
-    identity::{Identity, SpiffeId},
-    pki::verify::Verdict,
+    identity::{PartnerIdentity, Peer, SpiffeId},
+    pki::verify::{Partner, Proven},
     refusal::{Refusal, ServerDetail},
 };
 
@@ -21,6 +22,10 @@ pub(super) enum Basis {
         proof: Proof,
         /// The port it dialled.
         port: u16,
+        /// Where the application listens for it alone, where it was delivered there.
+        own_port: Option<u16>,
+        /// Of a partner: what it showed, and to whom.
+        shown: Option<Shown>,
     },
     /// Anybody, on a port that asks for no identity.
     Anybody {
@@ -51,13 +56,23 @@ pub(super) enum Basis {
     },
 }
 
+/// The chain of a partner, kept because its scope may change under an open connection: our own anchors move by a
+/// rotation that waits for everybody, a partner's change when its owner says so.
+#[derive(Clone, Debug)]
+pub(super) struct Shown {
+    /// Leaf first.
+    pub(super) chain: Arc<[CertificateDer<'static>]>,
+    /// The scope that vouched for it.
+    pub(super) scope: Arc<Partner>,
+}
+
 /// What the peer of a connection has proven of itself, and until when that counts.
 #[derive(Clone, Debug)]
 pub(super) struct Proof {
     /// At the handshake. As long as the connection lives this must not be taken back.
-    pub(super) original: Arc<Identity>,
+    pub(super) original: Arc<Peer>,
     /// Last: the same identity and pod, with a later certificate where it proved itself anew.
-    pub(super) latest: Arc<Identity>,
+    pub(super) latest: Arc<Peer>,
     /// When that was, by the wall clock.
     pub(super) proven: Timestamp,
     /// End of what it showed, chain and anchor included.
@@ -68,16 +83,15 @@ pub(super) struct Proof {
 
 impl Proof {
     /// What a handshake at `now` proved, in which we showed what ends at `ours_until`.
-    pub(super) fn new(verdict: Verdict, ours_until: Timestamp, now: Timestamp) -> Self {
-        let original = Arc::new(verdict.identity);
-        Self { latest: original.clone(), original, proven: now, until: verdict.valid_until, ours_until }
+    pub(super) fn new(proven: Proven, ours_until: Timestamp, now: Timestamp) -> Self {
+        let original = Arc::new(proven.peer);
+        Self { latest: original.clone(), original, proven: now, until: proven.valid_until, ours_until }
     }
 
     /// Whether `other` speaks of the same pod of the same server. Software without a pod has nothing to compare.
     pub(super) fn is_same_pod(&self, other: &Self) -> bool {
-        self.original.pod_uid.is_some()
-            && self.original.pod_uid == other.original.pod_uid
-            && self.original.id == other.original.id
+        let (Peer::Server(own), Peer::Server(other)) = (&*self.original, &*other.original) else { return false };
+        own.pod_uid.is_some() && own.pod_uid == other.pod_uid && own.id == other.id
     }
 
     /// Takes over a newer proof of the same pod. It never shortens what was shown before.
@@ -134,10 +148,15 @@ pub(super) fn still_admitted(basis: &Basis, judge: &Judge, routes: &Table, now: 
         not_taken_back(proof, judge, now)?;
     }
     match basis {
-        Basis::Caller { proof, port } => match judge.brief.admit(&proof.original, *port)?.mode {
-            Mode::MutualTls => Ok(()),
-            Mode::ServerTls | Mode::Plaintext => Err(Refusal::PortNotAllowed),
-        },
+        Basis::Caller { proof, port, own_port, shown } => {
+            if let Peer::Partner(partner) = &*proof.original {
+                still_proven(partner, shown.as_ref(), *port, judge, now)?;
+            }
+            let admission = judge.brief.admit(&proof.original, *port)?;
+            // The application knows by its local port who calls: nobody stays at one that is not its own any more.
+            let moved = own_port.is_some() && admission.own_port != *own_port;
+            if admission.port.mode == Mode::MutualTls && !moved { Ok(()) } else { Err(Refusal::PortNotAllowed) }
+        }
         Basis::Anybody { port, mode } => {
             if judge.brief.port(*port)?.mode == *mode {
                 Ok(())
@@ -162,10 +181,33 @@ pub(super) fn still_admitted(basis: &Basis, judge: &Judge, routes: &Table, now: 
 }
 
 fn not_taken_back(proof: &Proof, judge: &Judge, now: Timestamp) -> Result<(), Refusal> {
-    judge.view.taken_back(&proof.original)?;
+    // A partner's list is looked at in its own scope.
+    let (Peer::Server(original), Peer::Server(latest)) = (&*proof.original, &*proof.latest) else { return Ok(()) };
+    judge.view.taken_back(original)?;
     if !Arc::ptr_eq(&proof.original, &proof.latest) {
-        judge.view.taken_back(&proof.latest)?;
+        judge.view.taken_back(latest)?;
     }
     // An issuer goes when nothing that it signed is valid any more; a connection that is kept may outlive that.
-    if now <= proof.latest.not_after { judge.view.issuer_is_current(&proof.latest) } else { Ok(()) }
+    if now <= latest.not_after { judge.view.issuer_is_current(latest) } else { Ok(()) }
+}
+
+/// Whether `partner`'s scope, as it is now, still vouches for what was shown. Without a change there is nothing to
+/// verify anew: the end of its certificate is `Registry::expire`'s business.
+fn still_proven(
+    partner: &PartnerIdentity,
+    shown: Option<&Shown>,
+    port: u16,
+    judge: &Judge,
+    now: Timestamp,
+) -> Result<(), Refusal> {
+    let scope = judge.partners.get(&partner.partner).ok_or(Refusal::NameOutOfScope)?;
+    let shown = shown.ok_or(Refusal::NameOutOfScope)?;
+    if !Arc::ptr_eq(scope, &shown.scope) {
+        match judge.proves(&shown.chain, port, now)?.peer {
+            Peer::Partner(now) if now.partner == partner.partner => {}
+            // Its names are another's now.
+            Peer::Partner(_) | Peer::Server(_) => return Err(Refusal::NameOutOfScope),
+        }
+    }
+    scope.view().partner_taken_back(partner)
 }

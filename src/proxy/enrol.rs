@@ -243,7 +243,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        brief::{Cursor, Egress, INTERNAL, OnPeerExpiry, Scope, Standing, VERSION},
+        brief::{Cursor, Egress, INTERNAL, OnPeerExpiry, Scope, ScopeNames, Standing, VERSION},
         pki::csr::Csr,
         proxy::credentials::tests::leaf,
     };
@@ -269,8 +269,15 @@ mod tests {
             renew_within_seconds: 1000,
             on_peer_expiry: OnPeerExpiry::default(),
             ports: vec![],
+            edges: vec![],
             egress: Egress::default(),
-            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors: vec![], issuers, revocation: None }],
+            scopes: vec![Scope {
+                id: INTERNAL.to_owned(),
+                names: ScopeNames::Servers,
+                anchors: vec![],
+                issuers,
+                revocation: None,
+            }],
             drain_seconds: 30,
         }
     }

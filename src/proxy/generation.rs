@@ -15,11 +15,11 @@ use super::{
     tls::{self, TlsError},
 };
 use crate::{
-    brief::{Brief, Cursor, INTERNAL, Mode, VERSION},
+    brief::{Allow, Brief, Cursor, INTERNAL, Mode, VERSION},
     identity::SpiffeId,
     pki::{
         revocation::{View, ViewError},
-        verify::{self, AnchorError, Anchors, Role},
+        verify::{self, AnchorError, Anchors, Partners, Role, ScopeError},
     },
     refusal::{HandshakeDetail, ReadyDetail, Refusal},
 };
@@ -68,6 +68,9 @@ pub(super) enum GenerationError {
     /// Roots that cannot be used.
     #[error("unusable roots")]
     Anchors(#[from] AnchorError),
+    /// Scopes that cannot be told apart.
+    #[error(transparent)]
+    Scopes(#[from] ScopeError),
     /// Revocations that cannot be read.
     #[error("unusable revocations")]
     Revocations(#[from] ViewError),
@@ -127,7 +130,8 @@ impl Generation {
         }
         let own_until = check_own_chain(&leaf, &anchors, now)?;
         let view = goes_on(&brief.cursor, View::of(scope)?, before)?;
-        let judge = Arc::new(Judge { brief, anchors, view });
+        let partners = Partners::of(&brief, before.map(|before| &before.judge.partners))?;
+        let judge = Arc::new(Judge { brief, anchors, view, partners });
         let mut servers = HashMap::new();
         for port in &judge.brief.ports {
             let config = match port.mode {
@@ -193,7 +197,10 @@ fn goes_on(cursor: &Cursor, mut view: View, before: Option<&Generation>) -> Resu
 fn check_ports(brief: &Brief) -> Result<(), GenerationError> {
     let mut seen = BTreeSet::new();
     for port in &brief.ports {
-        let own = BTreeSet::from([port.port, port.target_port]);
+        let Allow { all_declared: _, servers, partners } = &port.allow;
+        let local = servers.iter().map(|one| one.target_port).chain(partners.iter().map(|one| one.target_port));
+        // Callers of one port may share a local one; nothing else may.
+        let own: BTreeSet<u16> = local.flatten().chain([port.port, port.target_port]).collect();
         if own.contains(&0) || !seen.is_disjoint(&own) {
             return Err(GenerationError::Ports);
         }
@@ -249,7 +256,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        brief::{Egress, OnPeerExpiry, Revocation, Scope, Standing, Withdrawal},
+        brief::{AllowedPartner, Egress, OnPeerExpiry, Port, Revocation, Scope, ScopeNames, Standing, Withdrawal},
         identity::Identity,
         proxy::credentials::tests::leaf,
         refusal::WithdrawnDetail,
@@ -284,8 +291,15 @@ mod tests {
             renew_within_seconds: 0,
             on_peer_expiry: OnPeerExpiry::default(),
             ports: vec![],
+            edges: vec![],
             egress: Egress::default(),
-            scopes: vec![Scope { id: INTERNAL.to_owned(), anchors, issuers, revocation: Some(revocation) }],
+            scopes: vec![Scope {
+                id: INTERNAL.to_owned(),
+                names: ScopeNames::Servers,
+                anchors,
+                issuers,
+                revocation: Some(revocation),
+            }],
             drain_seconds: 30,
         };
         (Arc::new(leaf), brief)
@@ -337,6 +351,32 @@ mod tests {
             let built = Generation::build(brief, leaf.clone(), Some(&before), &mounted(), at(NOW));
             assert_eq!(built.is_ok(), accepted, "{what}: {:?}", built.err());
         }
+    }
+
+    #[test]
+    fn callers_of_one_port_may_share_a_local_port_and_two_ports_may_not() {
+        let partner = |name: &str, port| AllowedPartner { name: name.to_owned(), target_port: Some(port) };
+        let port = |number, partners| Port {
+            name: format!("port-{number}"),
+            port: number,
+            target_port: number + 1_000,
+            mode: Mode::MutualTls,
+            allow: Allow { partners, ..Allow::default() },
+        };
+        let accepted = |local: [u16; 3]| {
+            let [one, two, other] = local;
+            let (_, mut brief) = ours();
+            brief.ports = vec![
+                port(5061, vec![partner("fabrikam", one), partner("litware", two)]),
+                port(5062, vec![partner("fabrikam", other)]),
+            ];
+            check_ports(&brief).is_ok()
+        };
+        assert!(accepted([5070, 5070, 5071]));
+        assert!(accepted([6061, 5070, 5071]), "where everybody is delivered");
+        assert!(!accepted([5070, 5071, 5071]));
+        assert!(!accepted([5062, 5070, 5071]), "another port's number");
+        assert!(!accepted([0, 5070, 5071]));
     }
 
     #[test]

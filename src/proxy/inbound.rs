@@ -53,21 +53,21 @@ async fn converse(
     let generation = shared.generation()?;
     let port = generation.brief().port(destination.port())?;
     record.mode = mode_word(port.mode);
-    let application = SocketAddr::new(destination.ip(), port.target_port);
     if port.mode == Mode::Plaintext {
         drop(pending);
         let place = anybody(shared, &generation, port, destination.port())?;
+        let application = SocketAddr::new(destination.ip(), port.target_port);
         return deliver(shared, stream, application, Wire::Plain, place, record).await;
     }
-    let (mut stream, place) = secure(shared, stream, &generation, port, destination.port(), record).await?;
+    let (mut stream, place, target) = secure(shared, stream, &generation, port, destination.port(), record).await?;
     drop(pending);
     if stream.get_ref().1.alpn_protocol() == Some(ALPN_REPROVE) {
         return reprove::answer(shared, &mut stream, place, record).await;
     }
-    deliver(shared, stream, application, Wire::Tls, place, record).await
+    deliver(shared, stream, SocketAddr::new(destination.ip(), target), Wire::Tls, place, record).await
 }
 
-/// Handshake, verdict, registration.
+/// Handshake, verdict, registration; and the local port where the application takes this caller's calls.
 async fn secure(
     shared: &Shared,
     stream: TcpStream,
@@ -75,11 +75,11 @@ async fn secure(
     port: &Port,
     dialled: u16,
     record: &mut Record,
-) -> Result<(TlsStream<TcpStream>, Place), Refusal> {
+) -> Result<(TlsStream<TcpStream>, Place, u16), Refusal> {
     expect_tls(&stream).await?;
     let secured = tls::accept(stream, generation.server(port.port)?).await.map_err(|refused| {
-        if let Some(proven) = refused.proven {
-            record.peer = proven.to_string();
+        if let Some(proven) = &refused.proven {
+            record.proven(proven);
         }
         match refused.reason {
             // The caller went away in the middle of the handshake.
@@ -88,22 +88,35 @@ async fn secure(
         }
     })?;
     shared.metrics.handshake(Direction::Inbound, record.age());
-    let Some(verdict) = secured.verdict else {
+    let Some(proven) = secured.verdict else {
         // Only a port that asks for no identity comes here: a `MutualTls` handshake ends with a verdict.
         let place = match port.mode {
             Mode::MutualTls => return Err(Refusal::NoCertificate),
             Mode::ServerTls | Mode::Plaintext => anybody(shared, generation, port, dialled)?,
         };
-        return Ok((secured.stream, place));
+        return Ok((secured.stream, place, port.target_port));
     };
-    record.peer = verdict.identity.id.to_string();
-    let proof = Proof::new(verdict, generation.own_until, telemetry::now());
-    let basis = Basis::Caller { proof, port: dialled };
+    record.proven(&proven.peer);
+    let connection = secured.stream.get_ref().1;
+    let chain = connection.peer_certificates().unwrap_or_default();
+    // Application protocols of ours are between servers of ours.
+    if proven.peer.server().is_none() && connection.alpn_protocol().is_some() {
+        return Err(Refusal::BadAlpn);
+    }
+    let admission = generation.brief().admit(&proven.peer, dialled)?;
+    let (own_port, mut target) = (admission.own_port, admission.target_port());
+    let shown = generation.judge.shown(&proven.peer, chain);
+    let proof = Proof::new(proven, generation.own_until, telemetry::now());
+    let basis = Basis::Caller { proof, port: dialled, own_port, shown };
+    let again = basis.clone();
     let place = shared.register(basis, generation, |current| {
-        let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
-        current.judge.caller(chain, dialled, telemetry::now()).map(drop).map_err(|refused| refused.reason)
+        let now = telemetry::now();
+        let proven = current.judge.caller(chain, dialled, now).map_err(|refused| refused.reason)?;
+        still_admitted(&again, &current.judge, &shared.routes.table(), now)?;
+        target = current.brief().admit(&proven.peer, dialled)?.target_port();
+        Ok(())
     })?;
-    Ok((secured.stream, place))
+    Ok((secured.stream, place, target))
 }
 
 fn anybody(shared: &Shared, generation: &Arc<Generation>, port: &Port, dialled: u16) -> Result<Place, Refusal> {

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     brief::{Direction, OnPeerExpiry},
-    identity::SpiffeId,
+    identity::{Peer, SpiffeId},
     pki::renewal,
     refusal::Refusal,
 };
@@ -134,20 +134,20 @@ impl Registry {
         let mut pairs = BTreeMap::<String, Pair>::new();
         for open in self.lock().values() {
             let Basis::Server { address, server, pod, proof: Some(proof), .. } = &open.basis else { continue };
-            let Some(uid) = &proof.original.pod_uid else { continue };
-            let share = renewal::share(&proof.latest.serial);
+            let Some(uid) = proof.original.pod_uid() else { continue };
+            let share = renewal::share(proof.latest.serial());
             if now < renewal::reprove_at(proof.proven, proof.deadline(), share) {
                 continue;
             }
             let Proof { proven, until, ours_until, .. } = *proof;
-            let pair = pairs.entry(uid.clone()).or_insert_with(|| {
+            let pair = pairs.entry(uid.to_owned()).or_insert_with(|| {
                 let dialled = BTreeSet::new();
                 Pair { server: server.clone(), proven, until, ours_until, dialled }
             });
             pair.proven = pair.proven.min(proven);
             pair.until = pair.until.min(until);
             pair.ours_until = pair.ours_until.min(ours_until);
-            pair.dialled.insert((*address, pod.as_ref() == Some(uid)));
+            pair.dialled.insert((*address, pod.as_deref() == Some(uid)));
         }
         pairs
     }
@@ -174,7 +174,7 @@ impl Registry {
     /// UIDs of the pods that connections of ours lead to.
     pub(super) fn pods(&self) -> BTreeSet<String> {
         let called = |open: &Open| match &open.basis {
-            Basis::Server { proof: Some(proof), .. } => proof.original.pod_uid.clone(),
+            Basis::Server { proof: Some(proof), .. } => proof.original.pod_uid().map(str::to_owned),
             _ => None,
         };
         self.lock().values().filter_map(called).collect()
@@ -190,10 +190,14 @@ impl Registry {
 
 /// When a connection ends by its peer's certificate, unless that proves itself anew before.
 fn ends_at(id: u64, proof: &Proof, policy: OnPeerExpiry) -> Option<Timestamp> {
+    let policy = match *proof.original {
+        Peer::Server(_) => policy,
+        Peer::Partner(_) => OnPeerExpiry::Cut,
+    };
     match policy {
         OnPeerExpiry::Keep => None,
         // Both ends of a pair may try until the last moment.
-        OnPeerExpiry::Reprove if proof.original.pod_uid.is_some() => Some(proof.until),
+        OnPeerExpiry::Reprove if proof.original.pod_uid().is_some() => Some(proof.until),
         // Software that holds its own key cannot be asked to prove itself anew.
         OnPeerExpiry::Reprove | OnPeerExpiry::Cut => {
             let life = proof.until.as_second().saturating_sub(proof.proven.as_second()).max(0);

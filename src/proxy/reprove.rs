@@ -41,7 +41,7 @@ pub(super) async fn prove(shared: &Shared, uid: &str, pair: &Pair, attempt: u32)
     let network = sockets::dial(address, true).await?;
     let mut secured = tls::connect(network, name, config).await.map_err(|refused| refused.reason)?;
     let verdict = secured.verdict.ok_or(Refusal::NoCertificate)?;
-    if verdict.identity.pod_uid.as_deref() != Some(uid) {
+    if verdict.peer.pod_uid() != Some(uid) {
         // Another pod of the same server has the address now.
         return Err(Refusal::WrongServer(ServerDetail::Uri));
     }

@@ -152,6 +152,11 @@ impl Shared {
         self.metrics.brief(generation.cursor().revision);
         self.judge_ourselves(&generation);
         tracing::info!(revision = generation.cursor().revision, cut, "brief in force");
+        for partner in generation.judge.partners.iter() {
+            for problem in partner.problems() {
+                tracing::warn!(partner = partner.name(), %problem, "a partner's trust cannot be used");
+            }
+        }
         if let Err(error) = credentials::store_brief(&self.place.state_dir, generation.brief()) {
             tracing::warn!(%error, "brief is not kept for a restart");
         }

@@ -38,7 +38,7 @@ use super::{
 use crate::{
     brief::{ALPN, ALPN_REPROVE},
     identity::SpiffeId,
-    pki::verify::Verdict,
+    pki::verify::Proven,
     refusal::{AlertDetail, ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
     telemetry,
 };
@@ -161,7 +161,7 @@ pub(super) struct Secured<S> {
     /// The TLS stream.
     pub(super) stream: S,
     /// The peer's verdict; none on `ServerTls` ports.
-    pub(super) verdict: Option<Verdict>,
+    pub(super) verdict: Option<Proven>,
 }
 
 /// Accepts a TLS connection. Who is refused can read the alert that says so.

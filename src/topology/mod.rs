@@ -5,6 +5,8 @@
 
 pub mod facts;
 mod names;
+mod partners;
+mod peers;
 mod problem;
 mod resolve;
 mod selector;
@@ -22,10 +24,10 @@ pub use problem::Problem;
 pub use selector::Selector;
 
 use crate::{
-    api::{ProxyResources, RotationSpec, TrustDomain, TrustedServer},
-    brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, Standing},
+    api::{FederationPartner, PartnerState, ProxyResources, Role, RotationSpec, TrustDomain, TrustedServer},
+    brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, PartnerNames, Standing},
     identity::{DnsName, SpiffeId},
-    pki::{authority::Serial, ledger::Owner},
+    pki::{authority::Serial, ledger::Owner, roots::Root},
 };
 use facts::{PodFacts, ServiceFacts};
 
@@ -36,6 +38,8 @@ pub enum Key {
     Domain(String),
     /// A `TrustedServer`.
     Server(ServerKey),
+    /// A `FederationPartner`.
+    Partner(PartnerKey),
 }
 
 /// A `TrustedServer` by namespace and name.
@@ -63,11 +67,37 @@ impl fmt::Display for ServerKey {
     }
 }
 
+/// A `FederationPartner` by namespace and name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PartnerKey {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+impl PartnerKey {
+    /// The key of an object.
+    pub(crate) fn of(object: &FederationPartner) -> Self {
+        Self {
+            namespace: object.metadata.namespace.clone().unwrap_or_default(),
+            name: object.metadata.name.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl fmt::Display for PartnerKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Domain(name) => write!(f, "TrustDomain {name}"),
             Self::Server(key) => write!(f, "TrustedServer {key}"),
+            Self::Partner(key) => write!(f, "FederationPartner {key}"),
         }
     }
 }
@@ -79,6 +109,12 @@ pub struct Declared {
     pub domains: Vec<TrustDomain>,
     /// Our servers.
     pub servers: Vec<TrustedServer>,
+    /// Other organisations.
+    pub partners: Vec<FederationPartner>,
+    /// What the ConfigMaps hold that partners name, as far as they were read; or why not.
+    pub partner_roots: BTreeMap<PartnerKey, Result<String, String>>,
+    /// SHA-256 of the public keys of our own authorities, roots and issuers: no partner speaks with one of them.
+    pub own_keys: BTreeSet<String>,
     /// Namespaces with the domain that their label names.
     pub namespaces: BTreeMap<String, Option<String>>,
     /// Pods.
@@ -101,6 +137,11 @@ impl Declared {
             meta.name.as_deref() == Some(name) && meta.namespace.as_deref() == Some(namespace)
         })
     }
+
+    /// The object of a partner.
+    pub fn partner(&self, key: &PartnerKey) -> Option<&FederationPartner> {
+        self.partners.iter().find(|object| PartnerKey::of(object) == *key)
+    }
 }
 
 /// What the declarations mean.
@@ -108,6 +149,7 @@ impl Declared {
 pub struct Topology {
     domains: BTreeMap<String, Domain>,
     servers: BTreeMap<ServerKey, Server>,
+    partners: BTreeMap<PartnerKey, Partner>,
     /// Servers of a namespace, oldest first.
     by_age: BTreeMap<String, Vec<ServerKey>>,
     pods: BTreeMap<String, (ServerKey, PodFacts)>,
@@ -127,6 +169,10 @@ pub struct Domain {
     pub cluster_domain: DnsName,
     /// Namespaces that have joined.
     pub namespaces: BTreeSet<String>,
+    /// Of these, the ones where other organisations may come in.
+    pub edge_namespaces: BTreeSet<String>,
+    /// Its servers of role Edge: nobody means them who says `AllDeclared`.
+    pub edges: BTreeSet<SpiffeId>,
     /// Life of leaves, in seconds.
     pub lifetime_seconds: u32,
     /// How far leaves are back-dated, in seconds.
@@ -143,7 +189,7 @@ pub struct Domain {
     pub revoked_serials: BTreeSet<Serial>,
     /// What becomes of open connections when the peer's certificate ends.
     pub on_peer_expiry: OnPeerExpiry,
-    /// Digest over UID and generation of the domain and its servers.
+    /// Digest over UID and generation of the domain, its servers and its partners, and over the partners' roots.
     pub digest: String,
 }
 
@@ -169,6 +215,8 @@ pub struct Server {
     pub domain: String,
     /// Its identity.
     pub id: SpiffeId,
+    /// Its place in the topology.
+    pub role: Role,
     /// Whether it is suspended.
     pub standing: Standing,
     /// Certificates issued earlier are taken back.
@@ -199,6 +247,37 @@ impl Server {
     /// As its ledger names it.
     pub fn owner(&self) -> Owner {
         Owner { id: self.id.clone(), uid: self.uid.clone(), created: self.created }
+    }
+}
+
+/// Another organisation that may call Edge servers of its namespace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Partner {
+    /// Which object.
+    pub key: PartnerKey,
+    /// Its UID.
+    pub uid: String,
+    /// Name of the domain of ours that it is a partner of.
+    pub domain: String,
+    /// Whether it is suspended.
+    pub state: PartnerState,
+    /// Whom it may speak for.
+    pub names: PartnerNames,
+    /// Its roots, the first to end in front; also those that have ended.
+    pub roots: Vec<Root>,
+    /// The end of the contract.
+    pub valid_until: Option<Timestamp>,
+}
+
+impl Partner {
+    /// Whether it is trusted at all.
+    pub fn is_trusted(&self, now: Timestamp) -> bool {
+        self.state == PartnerState::Active && self.valid_until.is_none_or(|end| now < end)
+    }
+
+    /// The roots that have not ended.
+    pub fn anchors(&self, now: Timestamp) -> impl Iterator<Item = &Root> {
+        self.roots.iter().filter(move |root| now <= root.validity.not_after)
     }
 }
 
@@ -275,6 +354,16 @@ impl Topology {
     /// A server by key.
     pub fn server(&self, key: &ServerKey) -> Option<&Server> {
         self.servers.get(key)
+    }
+
+    /// The partners, by key.
+    pub fn partners(&self) -> impl Iterator<Item = &Partner> {
+        self.partners.values()
+    }
+
+    /// A partner by key.
+    pub fn partner(&self, key: &PartnerKey) -> Option<&Partner> {
+        self.partners.get(key)
     }
 
     /// The domain of a namespace.

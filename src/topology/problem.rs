@@ -57,6 +57,61 @@ pub enum Problem {
         /// `namespace/name`.
         peer: String,
     },
+    /// An Edge server elsewhere.
+    #[error("role Edge must be in one of the edgeNamespaces of TrustDomain {domain}; {namespace} is none of them")]
+    EdgeNotAllowedHere {
+        /// Where it is.
+        namespace: String,
+        /// The domain.
+        domain: String,
+    },
+    /// `allowFrom` names a partner that is not there.
+    #[error(
+        "ports[{port}].allowFrom: FederationPartner {partner} must exist in this namespace and be accepted, and this server must have role Edge"
+    )]
+    UnknownPartner {
+        /// Name of the port.
+        port: String,
+        /// Name of the partner.
+        partner: String,
+    },
+    /// A caller's own local port that is already another port's.
+    #[error("ports[{port}].allowFrom: targetPort {number} must not be a number of port {other}; the entry is left out")]
+    TargetPortConflict {
+        /// Name of the port.
+        port: String,
+        /// The number.
+        number: u16,
+        /// Name of the port that has it.
+        other: String,
+    },
+    /// A partner elsewhere.
+    #[error(
+        "a FederationPartner must be in one of the edgeNamespaces of TrustDomain {domain}; {namespace} is none of them"
+    )]
+    NotEdgeNamespace {
+        /// Where it is.
+        namespace: String,
+        /// The domain.
+        domain: String,
+    },
+    /// A name that somebody else speaks for.
+    #[error("domains: {name} must neither hold nor lie below a name of {other}, which keeps it")]
+    DomainOverlap {
+        /// The name.
+        name: DnsName,
+        /// Whose it is.
+        other: String,
+    },
+    /// Roots that cannot be read.
+    #[error("trust: {0}")]
+    UnreadableRoots(String),
+    /// A root that is no authority's certificate.
+    #[error("trust: every root must be a certificate authority's. {0}")]
+    NotACa(String),
+    /// A root with a key of ours.
+    #[error("trust: {0} has the key of an authority of ours, which must not vouch for somebody else")]
+    AnchorIsOurs(String),
     /// `outbound.extra` names a network that cannot be read.
     #[error("outbound.extra: {0:?} must be a network such as 192.0.2.0/24")]
     InvalidNetwork(String),
@@ -82,7 +137,7 @@ impl Problem {
     /// The stable reason, one CamelCase word.
     pub const fn reason(&self) -> &'static str {
         match self {
-            Self::Unreadable(_) => "Unreadable",
+            Self::Unreadable(_) | Self::UnreadableRoots(_) => "Unreadable",
             Self::NoTrustDomain(_) | Self::DomainNotThere { .. } => "NoTrustDomain",
             Self::TrustDomainConflict(..) => "TrustDomainConflict",
             Self::InvalidSelector => "InvalidSelector",
@@ -91,6 +146,13 @@ impl Problem {
             Self::NameConflict(..) => "NameConflict",
             Self::SelectorOverlap { .. } => "SelectorOverlap",
             Self::UnknownPeer { .. } => "UnknownPeer",
+            Self::EdgeNotAllowedHere { .. } => "EdgeNotAllowedHere",
+            Self::UnknownPartner { .. } => "UnknownPartner",
+            Self::TargetPortConflict { .. } => "TargetPortConflict",
+            Self::NotEdgeNamespace { .. } => "NotEdgeNamespace",
+            Self::DomainOverlap { .. } => "DomainOverlap",
+            Self::NotACa(_) => "NotACA",
+            Self::AnchorIsOurs(_) => "AnchorIsOurs",
             Self::InvalidNetwork(_) => "InvalidNetwork",
             Self::UnknownService(_) => "UnknownService",
             Self::ServicePortMismatch { .. } => "ServicePortMismatch",

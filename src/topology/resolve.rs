@@ -1,20 +1,21 @@
-//! Declarations to topology, one kind after the other: domains, servers, pods, Services.
+//! Declarations to topology, one kind after the other: domains, servers, pods, Services, partners.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Declared, Domain, Key, Problem, Selector, Server, ServerKey, ServerPort, Topology,
+    Declared, Domain, Key, PartnerKey, Problem, Selector, Server, ServerKey, ServerPort, Topology,
     facts::{PodFacts, ServiceFacts, TargetPort},
-    host,
+    host, partners, peers,
     selector::service_selects,
 };
 use crate::{
     api::{
-        DefaultPeers, EgressRule, OutboundPolicy, PeerExpiry, PortMode, PortSpec, Protocol, ServerState, TrustDomain,
-        TrustedServer,
+        DefaultPeers, EgressRule, OutboundPolicy, PeerExpiry, PortMode, PortSpec, Protocol, Role, ServerState,
+        TrustDomain, TrustedServer,
     },
     brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, Standing},
     identity::{DnsName, SpiffeId},
@@ -24,7 +25,7 @@ use crate::{
 /// Pods named in one message, at most.
 const NAMED: usize = 5;
 
-type Problems = Vec<(Key, Problem)>;
+pub(super) type Problems = Vec<(Key, Problem)>;
 
 pub(super) fn resolve(declared: &Declared) -> (Topology, Problems) {
     let mut problems = vec![];
@@ -32,6 +33,7 @@ pub(super) fn resolve(declared: &Declared) -> (Topology, Problems) {
     let order = servers(declared, &mut topology, &mut problems);
     pods(declared, &mut topology, &mut problems);
     services(declared, &mut topology, &mut problems);
+    partners::partners(declared, &mut topology, &mut problems);
     for server in order {
         peers_and_egress(declared, server, &mut topology, &mut problems);
     }
@@ -67,13 +69,16 @@ fn domain(object: &TrustDomain, name: &str, declared: &Declared) -> Result<Domai
         let consented = spec.namespaces.as_ref().is_none_or(|listed| listed.contains(namespace));
         label.as_deref() == Some(name) && consented
     });
+    let namespaces: BTreeSet<String> = joined.map(|(namespace, _)| namespace.clone()).collect();
     let managed = spec.authority.managed.clone().unwrap_or_default();
     Ok(Domain {
         name: name.to_owned(),
         trust_domain: parse(&spec.spiffe_trust_domain)?,
         suffixes: spec.dns_suffixes.iter().map(|suffix| parse(suffix)).collect::<Result<_, _>>()?,
         cluster_domain: parse(&spec.cluster_domain)?,
-        namespaces: joined.map(|(namespace, _)| namespace.clone()).collect(),
+        edge_namespaces: spec.edge_namespaces.iter().filter(|name| namespaces.contains(*name)).cloned().collect(),
+        edges: BTreeSet::new(),
+        namespaces,
         lifetime_seconds: positive(spec.leaf.lifetime_seconds).max(60),
         skew_seconds: positive(spec.leaf.clock_skew_seconds),
         root_days: positive(managed.root_lifetime_days).max(1),
@@ -102,7 +107,9 @@ fn servers<'a>(declared: &'a Declared, topology: &mut Topology, problems: &mut P
     // One that is being deleted is no longer declared, whatever still holds its object.
     let here = declared.servers.iter().filter(|server| server.metadata.deletion_timestamp.is_none());
     let mut sorted: Vec<&TrustedServer> = here.collect();
-    sorted.sort_by_key(|server| seniority(server));
+    sorted.sort_by_key(|server| {
+        seniority(&server.metadata, server.status.as_ref().map(|status| status.conditions.as_slice()))
+    });
     let mut claimed = BTreeMap::<DnsName, ServerKey>::new();
     sorted.retain(|object| {
         let key = ServerKey::of(object);
@@ -114,6 +121,9 @@ fn servers<'a>(declared: &'a Declared, topology: &mut Topology, problems: &mut P
                 false
             }
             Ok(server) => {
+                if let Some(domain) = topology.domains.get_mut(&server.domain).filter(|_| server.role == Role::Edge) {
+                    domain.edges.insert(server.id.clone());
+                }
                 topology.by_age.entry(key.namespace.clone()).or_default().push(key.clone());
                 topology.servers.insert(key.clone(), server);
                 true
@@ -135,12 +145,11 @@ fn server(
 ) -> Result<Server, Problem> {
     let spec = &object.spec;
     let Some(domain) = topology.domain_of_namespace(&key.namespace) else {
-        let namespace = key.namespace.clone();
-        return Err(match declared.namespaces.get(&namespace).cloned().flatten() {
-            Some(domain) => Problem::DomainNotThere { namespace, domain },
-            None => Problem::NoTrustDomain(namespace),
-        });
+        return Err(not_joined(declared, &key.namespace));
     };
+    if spec.role == Role::Edge && !domain.edge_namespaces.contains(&key.namespace) {
+        return Err(Problem::EdgeNotAllowedHere { namespace: key.namespace.clone(), domain: domain.name.clone() });
+    }
     let id = SpiffeId::new(&domain.trust_domain, &key.namespace, &key.name)
         .map_err(|error| Problem::InvalidName(error.to_string()))?;
     let topology_name = id.topology_name().ok_or_else(|| {
@@ -160,6 +169,7 @@ fn server(
         created: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         domain: domain.name.clone(),
         id,
+        role: spec.role,
         standing: match spec.state {
             ServerState::Active => Standing::Active,
             ServerState::Suspended => Standing::Suspended,
@@ -177,6 +187,15 @@ fn server(
         resources: spec.proxy.resources.clone(),
     })
     .map(|server| Server { ports: ports(object, domain, &server.id, declared), ..server })
+}
+
+/// Why a namespace is in no domain.
+pub(super) fn not_joined(declared: &Declared, namespace: &str) -> Problem {
+    let namespace = namespace.to_owned();
+    match declared.namespaces.get(&namespace).cloned().flatten() {
+        Some(domain) => Problem::DomainNotThere { namespace, domain },
+        None => Problem::NoTrustDomain(namespace),
+    }
 }
 
 /// A declared name: inside the domain, not reserved, and not another server's.
@@ -210,8 +229,12 @@ fn claim(
 }
 
 fn ports(object: &TrustedServer, domain: &Domain, own: &SpiffeId, declared: &Declared) -> Vec<ServerPort> {
-    let default_peers =
-        declared.domain(&domain.name).map_or(DefaultPeers::ExplicitOnly, |object| object.spec.topology.default_peers);
+    let chosen = declared.domain(&domain.name).map(|object| object.spec.topology.default_peers);
+    // An Edge server is called by whom it names.
+    let default_peers = match object.spec.role {
+        Role::Internal => chosen.unwrap_or(DefaultPeers::ExplicitOnly),
+        Role::Edge => DefaultPeers::ExplicitOnly,
+    };
     let number = |value: i32| u16::try_from(value).ok().filter(|port| *port > 0);
     let one = |spec: &PortSpec| {
         let port = number(spec.port)?;
@@ -227,8 +250,8 @@ fn ports(object: &TrustedServer, domain: &Domain, own: &SpiffeId, declared: &Dec
             },
             // Who is named is filled in when all servers are known.
             allow: match (&spec.allow_from, default_peers) {
-                (None, DefaultPeers::AllDeclared) => Allow { all_declared: true, servers: vec![] },
-                (None, DefaultPeers::ExplicitOnly) => Allow { all_declared: false, servers: vec![own.clone()] },
+                (None, DefaultPeers::AllDeclared) => Allow::all_declared(),
+                (None, DefaultPeers::ExplicitOnly) => Allow::servers([own.clone()]),
                 (Some(_), _) => Allow::default(),
             },
         })
@@ -328,32 +351,15 @@ fn service_ports(
 fn peers_and_egress(declared: &Declared, object: &TrustedServer, topology: &mut Topology, problems: &mut Problems) {
     let key = ServerKey::of(object);
     let Some(server) = topology.servers.get(&key) else { return };
-    let mut allowed = BTreeMap::new();
-    for port in &object.spec.ports {
-        let Some(listed) = &port.allow_from else { continue };
-        let mut peers = BTreeSet::new();
-        for entry in listed {
-            let namespace = entry.server.namespace.clone().unwrap_or_else(|| key.namespace.clone());
-            let peer = ServerKey { namespace, name: entry.server.name.clone() };
-            match topology.servers.get(&peer).filter(|peer| peer.domain == server.domain) {
-                Some(peer) => drop(peers.insert(peer.id.clone())),
-                None => problems.push((
-                    Key::Server(key.clone()),
-                    Problem::UnknownPeer { port: port.name.clone(), peer: peer.to_string() },
-                )),
-            }
-        }
-        if !listed.is_empty() {
-            peers.insert(server.id.clone());
-        }
-        allowed.insert(port.name.clone(), peers);
-    }
+    let mut own = vec![];
+    let mut allowed = peers::named(object, server, topology, &mut own);
+    problems.extend(own.into_iter().map(|problem| (Key::Server(key.clone()), problem)));
     let egress = egress(declared, object, &key, problems);
     let Some(server) = topology.servers.get_mut(&key) else { return };
     server.egress = egress;
     for port in &mut server.ports {
-        if let Some(peers) = allowed.remove(&port.name) {
-            port.allow.servers = peers.into_iter().collect();
+        if let Some(named) = allowed.remove(&port.name) {
+            port.allow = named;
         }
     }
 }
@@ -385,21 +391,28 @@ fn egress(declared: &Declared, object: &TrustedServer, key: &ServerKey, problems
     networks
 }
 
-/// The digest of a domain: UID and generation of itself and of its servers, in the order of their keys.
+/// The digest of a domain: UID and generation of itself, of its servers and of its partners, in the order of their keys.
+/// A partner's roots count by themselves: they may stand in a ConfigMap, which has no generation.
 fn digests(declared: &Declared, topology: &mut Topology) {
-    let Topology { domains, servers, .. } = topology;
-    let generation = |object: &TrustedServer| object.metadata.generation.unwrap_or_default();
-    let generations: BTreeMap<ServerKey, i64> =
-        declared.servers.iter().map(|object| (ServerKey::of(object), generation(object))).collect();
+    let Topology { domains, servers, partners, .. } = topology;
+    let generation = |metadata: &ObjectMeta| metadata.generation.unwrap_or_default();
+    let of_servers: BTreeMap<ServerKey, i64> =
+        declared.servers.iter().map(|object| (ServerKey::of(object), generation(&object.metadata))).collect();
+    let of_partners: BTreeMap<PartnerKey, i64> =
+        declared.partners.iter().map(|object| (PartnerKey::of(object), generation(&object.metadata))).collect();
     for domain in domains.values_mut() {
         let mut hash = Sha256::new();
         let meta = declared.domain(&domain.name).map(|object| &object.metadata);
         let uid = meta.and_then(|meta| meta.uid.as_deref()).unwrap_or_default();
-        let generation = meta.and_then(|meta| meta.generation).unwrap_or_default();
-        hash.update(format!("TrustDomain {uid} {generation}\n"));
+        hash.update(format!("TrustDomain {uid} {}\n", meta.map(generation).unwrap_or_default()));
         for server in servers.values().filter(|server| server.domain == domain.name) {
-            let generation = generations.get(&server.key).copied().unwrap_or_default();
+            let generation = of_servers.get(&server.key).copied().unwrap_or_default();
             hash.update(format!("TrustedServer {} {generation}\n", server.uid));
+        }
+        for partner in partners.values().filter(|partner| partner.domain == domain.name) {
+            let generation = of_partners.get(&partner.key).copied().unwrap_or_default();
+            let roots: Vec<&str> = partner.roots.iter().map(|root| root.sha256.as_str()).collect();
+            hash.update(format!("FederationPartner {} {generation} {}\n", partner.uid, roots.join(" ")));
         }
         domain.digest = pki::hex(&hash.finalize());
     }
@@ -407,15 +420,14 @@ fn digests(declared: &Declared, topology: &mut Topology) {
 
 /// Sorts by age. Ages count whole seconds: within one, who was accepted before goes first, so that nobody loses what it
 /// holds to somebody that came a moment later.
-fn seniority(server: &TrustedServer) -> (Timestamp, bool, String) {
-    let (created, uid) = age(&server.metadata);
-    let conditions = server.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let accepted = conditions.iter().any(|one| one.type_ == "Accepted" && one.status == "True");
+pub(super) fn seniority(metadata: &ObjectMeta, conditions: Option<&[Condition]>) -> (Timestamp, bool, String) {
+    let (created, uid) = age(metadata);
+    let accepted = conditions.unwrap_or_default().iter().any(|one| one.type_ == "Accepted" && one.status == "True");
     (created, !accepted, uid)
 }
 
 /// Sorts by age; equal ages by UID, so that every replica settles a conflict in the same way.
-fn age(metadata: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta) -> (Timestamp, String) {
+fn age(metadata: &ObjectMeta) -> (Timestamp, String) {
     let created = metadata.creation_timestamp.as_ref().map_or(Timestamp::MAX, |time| time.0);
     (created, metadata.uid.clone().unwrap_or_default())
 }

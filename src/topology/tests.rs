@@ -87,7 +87,7 @@ fn a_server_means_an_identity_its_names_and_who_may_call_it() {
     assert_eq!(names, ["fe.contoso.example", "fe.shop.contoso.example"]);
     let allowed = |port: usize| {
         let allow = &fe.ports[port].allow;
-        (allow.all_declared, allow.servers.iter().map(|id| id.server().to_owned()).collect::<Vec<_>>())
+        (allow.all_declared, allow.servers.iter().map(|one| one.id.server().to_owned()).collect::<Vec<_>>())
     };
     assert_eq!(allowed(0), (false, vec!["fe".to_owned(), "web".to_owned()]));
     assert_eq!(allowed(1), (true, vec![]));

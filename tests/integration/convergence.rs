@@ -2,6 +2,7 @@
 //! dies before and after any step; when the faults end, the world is as declared and stays so.
 
 mod map;
+mod partners;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +18,7 @@ use entente::{
         ledger::{Holder, Record},
     },
     plan::{
-        LedgerSeen, ProxySeen, World,
+        self, LedgerSeen, ProxySeen, World,
         briefs::{self, Trust},
         published, usable,
         withdrawals::withdrawals,
@@ -36,7 +37,7 @@ const LIFE: i64 = 90;
 fn domain() -> TrustDomain {
     serde_json::from_value(serde_json::json!({
         "apiVersion": "entente.dev/v1alpha1", "kind": "TrustDomain", "metadata": {"name": "contoso"},
-        "spec": {"spiffeTrustDomain": "contoso.example", "dnsSuffixes": ["contoso.example"],
+        "spec": {"spiffeTrustDomain": "contoso.example", "dnsSuffixes": ["contoso.example"], "edgeNamespaces": ["ns0"],
                  "rotation": {"minTrustedSeconds": 10},
                  "authority": {"managed": {"issuerLifetimeDays": 2, "rootLifetimeDays": 400}}},
     }))
@@ -75,7 +76,7 @@ fn pod(namespace: &str, app: &str, number: u64) -> PodFacts {
 fn life(map: &Map) {
     let (kind, place, number) = {
         let mut dice = map.dice.lock().unwrap();
-        (dice.below(12), dice.below(3), dice.below(6))
+        (dice.below(16), dice.below(3), dice.below(6))
     };
     let (namespace, name, now) = (format!("ns{place}"), format!("s{number}"), map.now());
     map.edit(|held| {
@@ -86,7 +87,10 @@ fn life(map: &Map) {
             0 => drop(declared.namespaces.insert(namespace, Some("contoso".into()))),
             1 => drop(declared.namespaces.insert(namespace, None)),
             2 | 3 => {
-                let new = server(&namespace, &name, now, version);
+                let mut new = server(&namespace, &name, now, version);
+                if number > 2 {
+                    partners::at_the_edge(&mut new, number);
+                }
                 if !declared.servers.iter().any(|one| key_of(one) == key_of(&new)) {
                     declared.servers.push(new);
                 }
@@ -127,6 +131,7 @@ fn life(map: &Map) {
                     touch(&mut one.metadata, version);
                 }
             }
+            12.. => partners::life(declared, (&namespace, number, kind), now, version),
             _ => {
                 if let Some(one) = declared.servers.first_mut() {
                     touch(&mut one.metadata, version);
@@ -199,7 +204,8 @@ fn sidecars_follow(map: &Map, all: bool) {
                 let revision = published(&topology, &world, &server.domain)?;
                 let taken = withdrawals(&topology, &world, topology.domain(&server.domain)?, now);
                 let trust = Trust::of(usable(&world, &server.domain), &taken, &topology, Some(server));
-                let brief = briefs::brief_of(&topology, server, pod, &trust, revision);
+                let scopes = plan::partners::scopes(&topology, server, now);
+                let brief = briefs::brief_of(&topology, server, pod, (&trust, &scopes), revision);
                 let end = Timestamp::from_second(now.as_second() + 86_400).ok()?;
                 let seen = ProxySeen {
                     cursor: Some(brief.cursor.clone()),
@@ -300,6 +306,7 @@ fn judge(map: &Map, seed: u64) {
         let ready = sound && pods > 0 && object.spec.state == ServerState::Active;
         assert_eq!(is("Ready").as_deref() == Some("True"), ready, "seed {seed}: {key} with {pods} pods");
     }
+    partners::judge(&world, (&topology, &problems), map.now(), seed);
 }
 
 /// Ten thousand histories before a release, a sample of them at every change.

@@ -48,12 +48,14 @@ fn declared(documents: &[Value]) -> Declared {
             let all = if own.is_empty() { vec![&domain] } else { own };
             all.into_iter().map(|one| serde_json::from_value(one.clone()).unwrap()).collect()
         },
+        partners: kind("FederationPartner").map(|one| serde_json::from_value(one.clone()).unwrap()).collect(),
         servers: kind("TrustedServer").map(|one| serde_json::from_value(one.clone()).unwrap()).collect(),
         namespaces,
         pods: documents.iter().filter_map(pod).collect(),
         services: kind("Service")
             .map(|one| ServiceFacts::of(&serde_json::from_value::<Service>(one.clone()).unwrap()))
             .collect(),
+        ..Declared::default()
     }
 }
 

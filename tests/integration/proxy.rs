@@ -4,6 +4,7 @@ mod calls;
 mod changes;
 mod channel;
 mod expiry;
+mod federation;
 mod harness;
 mod lifecycle;
 mod probes;

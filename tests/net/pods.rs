@@ -118,7 +118,7 @@ impl Hub {
     pub(crate) async fn pod(&self, number: u8, server: &str, ports: &[(u16, Mode)], udp: &str) -> Pod<'_> {
         let mut pod = self.bare(number).await;
         pod.intercept(udp).await;
-        let allow = Allow { all_declared: true, servers: vec![] };
+        let allow = Allow::all_declared();
         let port = |(port, mode): &(u16, Mode)| Port {
             name: format!("port-{port}"),
             port: *port,

@@ -26,7 +26,7 @@ restart_controller() {
 
 quickstart() {
   say "applying examples/quickstart"
-  kubectl wait --for=condition=Established crd/trustdomains.entente.dev crd/trustedservers.entente.dev --timeout=30s >/dev/null
+  kubectl wait --for=condition=Established crd/trustdomains.entente.dev crd/trustedservers.entente.dev crd/federationpartners.entente.dev --timeout=30s >/dev/null
   wait_for 60 "the first TrustDomain" "" kubectl get trustdomain contoso
   # The first words to a webhook that has just started may be lost, so they are said again.
   local deadline=$((SECONDS + 30))

@@ -38,7 +38,15 @@ pub(crate) const GREETING: &[u8] = b"220 at your service\r\n";
 
 impl Application {
     pub(crate) async fn start(address: IpAddr, behaviour: Behaviour) -> Self {
-        let listener = TcpListener::bind((address, 0)).await.unwrap();
+        Self::serve(TcpListener::bind((address, 0)).await.unwrap(), behaviour)
+    }
+
+    /// One that echoes at this very address.
+    pub(crate) async fn at(address: SocketAddr) -> Self {
+        Self::serve(TcpListener::bind(address).await.unwrap(), Behaviour::Echo)
+    }
+
+    fn serve(listener: TcpListener, behaviour: Behaviour) -> Self {
         let application =
             Self { address: listener.local_addr().unwrap(), accepted: Arc::default(), ended: Arc::default() };
         let (accepted, ended) = (application.accepted.clone(), application.ended.clone());

@@ -209,6 +209,7 @@ impl Server {
             standing: Standing::Active,
             lifetime_seconds: 3600,
             ports,
+            edges: vec![],
             egress: Egress::default(),
             issuer: self.domain.issuer(),
             renew_within_seconds: 0,
@@ -327,7 +328,7 @@ fn news(pod: &Pod, request: &SyncRequest) -> Option<SyncResponse> {
 }
 
 pub(crate) fn everyone() -> Allow {
-    Allow { all_declared: true, servers: vec![] }
+    Allow::all_declared()
 }
 
 fn json(message: &impl serde::Serialize) -> Response<Full<Bytes>> {

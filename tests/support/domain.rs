@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use entente::{
-    brief::{CertificateResponse, INTERNAL, Revocation, Scope},
+    brief::{CertificateResponse, INTERNAL, Revocation, Scope, ScopeNames},
     identity::{DnsName, SpiffeId},
     pki::{
         self,
@@ -55,6 +55,7 @@ impl Domain {
         let (issuer, now) = (self.issuer(), telemetry::now().as_second());
         Scope {
             id: INTERNAL.to_owned(),
+            names: ScopeNames::Servers,
             anchors: vec![self.material.root_certificate.clone()],
             issuers: vec![issuer.clone()],
             revocation: Some(Revocation {

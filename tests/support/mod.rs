@@ -5,6 +5,7 @@
 pub(crate) mod applications;
 pub(crate) mod control;
 pub(crate) mod domain;
+pub(crate) mod partner;
 pub(crate) mod wire;
 
 use std::{future::Future, time::Duration};

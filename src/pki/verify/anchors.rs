@@ -4,8 +4,11 @@ use jiff::Timestamp;
 use rustls_pki_types::TrustAnchor;
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::policy::{self, Flaw};
-use crate::pki;
+use super::{
+    graft,
+    policy::{self, Flaw},
+};
+use crate::{identity::DnsName, pki};
 
 /// Roots of one scope.
 const MAX_ANCHORS: usize = 64;
@@ -45,6 +48,25 @@ impl Anchors {
             return Err(AnchorError::TooMany);
         }
         pems.iter().enumerate().map(|(index, pem)| anchor(index, pem)).collect::<Result<_, _>>().map(Self)
+    }
+
+    /// Parses the roots of a partner's scope, each constrained to names within `domains` unless it constrains itself.
+    /// One that cannot be used is left out, and told.
+    pub(super) fn grafted(pems: &[String], domains: &[DnsName]) -> (Self, Vec<AnchorError>) {
+        if pems.len() > MAX_ANCHORS {
+            return (Self::default(), vec![AnchorError::TooMany]);
+        }
+        let (mut anchors, mut left_out) = (vec![], vec![]);
+        for (index, pem) in pems.iter().enumerate() {
+            match anchor(index, pem) {
+                Ok(mut one) => {
+                    one.trust.name_constraints.get_or_insert_with(|| graft::constraints(domains));
+                    anchors.push(one);
+                }
+                Err(error) => left_out.push(error),
+            }
+        }
+        (Self(anchors), left_out)
     }
 
     /// Whether nothing is trusted.

@@ -83,6 +83,7 @@ impl Flaw {
     /// The reason as connections have it.
     pub const fn refusal(self) -> Refusal {
         match self {
+            Self::Constrained => Refusal::NameOutOfScope,
             Self::Purpose => Refusal::WrongUsage,
             _ => Refusal::BadChain(ChainDetail::Policy),
         }

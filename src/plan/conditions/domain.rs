@@ -5,7 +5,8 @@ use jiff::Timestamp;
 use super::{Seen, count, first_visit, named};
 use crate::{
     api::{
-        AuthorityState, AuthorityStatus, CrlStatus, ProxyCounts, ServerCounts, TrustDomain, TrustDomainStatus,
+        AuthorityState, AuthorityStatus, CrlStatus, PartnerCounts, ProxyCounts, ServerCounts, TrustDomain,
+        TrustDomainStatus,
         conditions::{State, ready, seconds, write},
     },
     pki::rotation::{self, Facts, State as Stage, Waiting},
@@ -25,7 +26,7 @@ pub(super) fn status(
     seen: &Seen<'_>,
     object: &TrustDomain,
     problems: &[&Problem],
-    proxies: ProxyCounts,
+    (proxies, partners): (ProxyCounts, PartnerCounts),
     plan: &mut Plan,
 ) -> TrustDomainStatus {
     let Seen { topology, world, turns, now } = *seen;
@@ -67,7 +68,8 @@ pub(super) fn status(
         authorities: facts.map_or(old.authorities, |facts| authorities(facts, gates, &proxies)),
         crl: facts.map(lists).or(old.crl),
         proxies,
-        servers: ServerCounts { total: count(total) },
+        servers: ServerCounts { total: count(total), edge: count(domain.map_or(0, |domain| domain.edges.len())) },
+        partners,
     }
 }
 

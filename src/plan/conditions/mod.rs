@@ -1,6 +1,7 @@
 //! The status of each object.
 
 mod domain;
+mod partner;
 mod server;
 
 use std::collections::BTreeMap;
@@ -9,8 +10,8 @@ use jiff::Timestamp;
 
 use super::{Plan, Step, Turns, World};
 use crate::{
-    api::{ProxyCounts, conditions::State},
-    topology::{Key, Problem, ServerKey, Topology},
+    api::{PartnerCounts, ProxyCounts, conditions::State},
+    topology::{Key, PartnerKey, Problem, ServerKey, Topology},
 };
 
 /// Pods named in one message, at most.
@@ -46,11 +47,27 @@ pub(super) fn all(
             plan.steps.push(Step::ServerStatus { key, version, status: Box::new(status) });
         }
     }
+    let mut partners = BTreeMap::<String, PartnerCounts>::new();
+    for object in &world.declared.partners {
+        let key = PartnerKey::of(object);
+        let own = problems_of(problems, &Key::Partner(key.clone()));
+        let status = partner::status(&seen, object, &own);
+        if let Some(partner) = topology.partner(&key) {
+            let counts = partners.entry(partner.domain.clone()).or_default();
+            counts.total += 1;
+            counts.ready += i32::from(status.conditions.iter().any(|one| one.type_ == "Ready" && one.status == "True"));
+        }
+        if object.status.as_ref() != Some(&status) {
+            let version = object.metadata.resource_version.clone();
+            plan.steps.push(Step::PartnerStatus { key, version, status: Box::new(status) });
+        }
+    }
     for object in &world.declared.domains {
         let name = object.metadata.name.clone().unwrap_or_default();
         let own = problems_of(problems, &Key::Domain(name.clone()));
         let proxies = summed(counts.remove(&name).unwrap_or_default());
-        let status = domain::status(&seen, object, &own, proxies, plan);
+        let partners = partners.remove(&name).unwrap_or_default();
+        let status = domain::status(&seen, object, &own, (proxies, partners), plan);
         if object.status.as_ref() != Some(&status) {
             let version = object.metadata.resource_version.clone();
             plan.steps.push(Step::DomainStatus { name, version, status: Box::new(status) });

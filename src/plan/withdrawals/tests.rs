@@ -168,7 +168,7 @@ fn single_certificates_are_told_to_those_who_may_meet_and_whole_servers_to_every
     world.declared.domains[0].spec.topology.default_peers = crate::api::DefaultPeers::ExplicitOnly;
     object(&mut world, "api").spec.ports = object(&mut world, "web").spec.ports.clone();
     object(&mut world, "api").spec.ports[0].allow_from =
-        Some(vec![crate::api::AllowedPeer { server: crate::api::ObjectName { name: "web".into(), namespace: None } }]);
+        Some(vec![serde_saphyr::from_str("{server: {name: web}}").unwrap()]);
     world.gone_since.insert("pod-web".into(), at(800));
     world.declared.pods.retain(|one| one.name != "web-1");
     let told = |world: &World, name: &str| {

@@ -4,12 +4,12 @@ use super::*;
 use crate::{
     brief::{
         Allow, Brief, Cursor, Egress, EgressNetwork, Mode, Port, Revocation, Route, RouteCursor, RouteDelta, Scope,
-        Standing, VERSION, Withdrawal,
+        ScopeNames, Standing, VERSION, Withdrawal,
     },
-    identity::Identity,
+    identity::{Identity, Peer},
     pki::{
         revocation::View,
-        verify::{Anchors, Verdict},
+        verify::{Anchors, Partners, Proven},
     },
     proxy::routes::Routes,
     refusal::{ReadyDetail, ServerDetail, WithdrawnDetail},
@@ -39,11 +39,11 @@ fn identity(server: &str, serial: u8, until: i64) -> Identity {
 /// Proven at second 100.
 fn proof(identity: Identity) -> Proof {
     let valid_until = identity.not_after;
-    Proof::new(Verdict { identity, valid_until }, at(1_000), at(100))
+    Proof::new(Proven { peer: Peer::Server(identity), valid_until }, at(1_000), at(100))
 }
 
 fn caller(server: &str, port: u16) -> Basis {
-    Basis::Caller { proof: proof(identity(server, 1, 500)), port }
+    Basis::Caller { proof: proof(identity(server, 1, 500)), port, own_port: None, shown: None }
 }
 
 fn called(address: &str, mode: Mode) -> Basis {
@@ -65,7 +65,7 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         port,
         target_port: port,
         mode,
-        allow: Allow { all_declared: false, servers },
+        allow: Allow::servers(servers),
     };
     let all = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let withdrawal =
@@ -77,8 +77,13 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         serials: BTreeMap::from([("aa".to_owned(), all(serials))]),
         withdrawn: withdrawn.iter().map(withdrawal).collect(),
     };
-    let scope =
-        Scope { id: "internal".to_owned(), anchors: vec![], issuers: all(issuers), revocation: Some(revocation) };
+    let scope = Scope {
+        id: "internal".to_owned(),
+        names: ScopeNames::Servers,
+        anchors: vec![],
+        issuers: all(issuers),
+        revocation: Some(revocation),
+    };
     let view = View::of(&scope).unwrap();
     let brief = Brief {
         version: VERSION,
@@ -91,6 +96,7 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         renew_within_seconds: 0,
         on_peer_expiry: OnPeerExpiry::default(),
         ports: vec![port(1, Mode::MutualTls, vec![id("friend")]), port(2, Mode::ServerTls, vec![])],
+        edges: vec![],
         egress: Egress {
             unrestricted: false,
             networks: vec![EgressNetwork { cidr: "192.0.2.0/24".parse().unwrap(), ports: vec![443] }],
@@ -98,7 +104,7 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         scopes: vec![scope],
         drain_seconds: 30,
     };
-    Judge { brief, anchors: Anchors::default(), view }
+    Judge { brief, anchors: Anchors::default(), view, partners: Partners::default() }
 }
 
 fn table() -> Arc<Table> {
@@ -167,7 +173,7 @@ fn what_was_proven_first_and_last_must_both_stand_in_both_directions() {
         (judge(&["bb"], &[], &[]), 400, Err(Refusal::IssuerNotCurrent)),
         (judge(&["bb"], &[], &[]), 901, Ok(())),
     ] {
-        let inbound = Basis::Caller { proof: renewed(2), port: 1 };
+        let inbound = Basis::Caller { proof: renewed(2), port: 1, own_port: None, shown: None };
         let outbound = called_by("10.0.0.1:5", Mode::MutualTls, Some(renewed(2)));
         for basis in [inbound, outbound] {
             assert_eq!(still_admitted(&basis, &judge, &table(), at(now)), expected, "at {now}: {basis:?}");
@@ -203,11 +209,11 @@ fn exactly_one_of_20_000_connections_is_cut_by_its_serial() {
     let registry = Arc::new(Registry::default());
     let enter = |serial: u32| {
         let identity = Identity { serial: serial.to_be_bytes()[1..].to_vec(), ..identity("friend", 0, 500) };
-        registry.enter(Basis::Caller { proof: proof(identity), port: 1 })
+        registry.enter(Basis::Caller { proof: proof(identity), port: 1, own_port: None, shown: None })
     };
     let mut places: Vec<_> = (0x1_0000..0x1_0000 + 20_000).map(enter).collect();
     let mut judge = judge(&["aa"], &["010007"], &[]);
-    let strangers = (0..200).map(|number| id(&format!("stranger-{number}")));
+    let strangers = Allow::servers((0..200).map(|number| id(&format!("stranger-{number}")))).servers;
     judge.brief.ports[0].allow.servers.splice(0..0, strangers);
     let begun = std::time::Instant::now();
     assert_eq!(registry.rejudge(&judge, &table(), at(200)), 1);
@@ -220,7 +226,7 @@ fn exactly_one_of_20_000_connections_is_cut_by_its_serial() {
 fn the_end_of_a_peers_certificate_is_the_end_of_its_connections_as_the_policy_says() {
     let bare = || {
         let identity = Identity { pod_uid: None, ..identity("friend", 1, 500) };
-        Basis::Caller { proof: proof(identity), port: 1 }
+        Basis::Caller { proof: proof(identity), port: 1, own_port: None, shown: None }
     };
     let callee = || called_by("10.0.0.1:5", Mode::MutualTls, Some(proof(identity("callee", 1, 500))));
     use OnPeerExpiry::{Cut, Keep, Reprove};
@@ -283,7 +289,7 @@ fn a_re_proof_moves_the_deadlines_of_that_pod_and_direction_and_no_other() {
     let mut outbound =
         registry.enter(called_by("10.0.0.1:5", Mode::MutualTls, Some(proof(identity("friend", 1, 500)))));
     let newer = Proof { proven: at(400), ..proof(identity("friend", 2, 900)) };
-    let place = registry.enter(Basis::Caller { proof: newer, port: 1 });
+    let place = registry.enter(Basis::Caller { proof: newer, port: 1, own_port: None, shown: None });
     assert_eq!(registry.reproved(&place), Some(1));
     drop(place);
     assert_eq!(registry.expire(OnPeerExpiry::Reprove, at(500)), 2);
@@ -299,7 +305,12 @@ fn a_re_proof_moves_the_deadlines_of_that_pod_and_direction_and_no_other() {
 fn a_proof_that_was_just_taken_back_moves_nothing() {
     let registry = Arc::new(Registry::default());
     let mut open = registry.enter(caller("friend", 1));
-    let place = registry.enter(Basis::Caller { proof: proof(identity("friend", 2, 900)), port: 1 });
+    let place = registry.enter(Basis::Caller {
+        proof: proof(identity("friend", 2, 900)),
+        port: 1,
+        own_port: None,
+        shown: None,
+    });
     assert_eq!(registry.rejudge(&judge(&["aa"], &["02"], &[]), &table(), at(200)), 1);
     assert_eq!(registry.reproved(&place), None);
     assert!(open.killed.try_recv().is_err());
@@ -352,7 +363,7 @@ impl Side {
     fn shown_to(&self, judge: &Self, now: i64) -> Proof {
         let valid_until = at(self.until);
         let identity = Identity { not_after: valid_until, ..identity("pod", self.serial, self.until) };
-        Proof::new(Verdict { identity, valid_until }, at(judge.until), at(now + judge.clock))
+        Proof::new(Proven { peer: Peer::Server(identity), valid_until }, at(judge.until), at(now + judge.clock))
     }
 
     fn expire(&self, now: i64) -> usize {
@@ -375,7 +386,7 @@ proptest::proptest! {
         // Far from the beginning of time, where clocks may lag.
         let start = 1_000_000;
         let (mut caller, mut callee) = (Side::new(clocks[0], ages[0] - start), Side::new(clocks[1], ages[1] - start));
-        let _inbound = callee.registry.enter(Basis::Caller { proof: caller.shown_to(&callee, start), port: 1 });
+        let _inbound = callee.registry.enter(Basis::Caller { proof: caller.shown_to(&callee, start), port: 1, own_port: None, shown: None });
         let _outbound = caller.registry.enter(at_caller(callee.shown_to(&caller, start)));
         let mut reproofs = 0;
         for now in (start..).step_by(usize::try_from(STEP).unwrap()) {
@@ -401,7 +412,7 @@ proptest::proptest! {
             let due = caller.registry.due(at(now + caller.clock));
             if due.get("pod").is_some_and(|pair| pair.is_worth_it(at(caller.until))) {
                 reproofs += 1;
-                let shown = Basis::Caller { proof: caller.shown_to(&callee, now), port: 1 };
+                let shown = Basis::Caller { proof: caller.shown_to(&callee, now), port: 1, own_port: None, shown: None };
                 let place = callee.registry.enter(shown);
                 assert_eq!(callee.registry.reproved(&place), Some(1));
                 let place = caller.registry.enter(at_caller(callee.shown_to(&caller, now)));

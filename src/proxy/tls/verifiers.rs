@@ -22,11 +22,11 @@ use super::super::{
 };
 use crate::{
     identity::SpiffeId,
-    pki::verify::{self, Verdict},
+    pki::verify::{self, Proven},
     refusal::{HandshakeDetail, Refusal},
 };
 
-type Judged = Result<Verdict, Refused>;
+type Judged = Result<Proven, Refused>;
 
 tokio::task_local! {
     static JUDGED: RefCell<Option<Judged>>;
@@ -41,7 +41,11 @@ pub(super) async fn observed<T>(handshake: impl Future<Output = T>) -> (T, Optio
     JUDGED.scope(RefCell::new(None), observed).await
 }
 
-fn record(outcome: Result<Verdict, Refused>) -> Result<(), Error> {
+fn record(outcome: Judged) -> Result<(), Error> {
+    record_as(outcome, alert)
+}
+
+fn record_as(outcome: Judged, alert: impl FnOnce(Refusal) -> CertificateError) -> Result<(), Error> {
     let answer = outcome.as_ref().map(drop).map_err(|refused| Error::InvalidCertificate(alert(refused.reason)));
     // Outside a handshake of ours nobody reads the cell; the answer stands all the same.
     let _ = JUDGED.try_with(|cell| cell.replace(Some(outcome)));
@@ -92,7 +96,13 @@ impl ClientCertVerifier for Caller {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        record(self.judge.caller(&chain(leaf, intermediates), self.port, instant(now)))?;
+        let judged = self.judge.caller(&chain(leaf, intermediates), self.port, instant(now));
+        let at_edge = self.judge.brief.port(self.port).is_ok_and(|port| !port.allow.partners.is_empty());
+        record_as(judged, |reason| match reason {
+            // A stranger at the edge learns nothing of whose names are known here.
+            Refusal::BadName(_) if at_edge => CertificateError::ApplicationVerificationFailure,
+            _ => alert(reason),
+        })?;
         Ok(ClientCertVerified::assertion())
     }
 

@@ -14,7 +14,7 @@ use entente::{
         rotation::{Move, State},
     },
     plan::{
-        AuthorityFacts, AuthoritySeen, Step, World,
+        AuthorityFacts, AuthoritySeen, Step, World, own_keys,
         register::{self, Fresh},
     },
     topology::Topology,
@@ -22,7 +22,7 @@ use entente::{
 use jiff::Timestamp;
 use rcgen::KeyPair;
 
-use super::key_of;
+use super::{key_of, partners::partner_key};
 
 /// SplitMix64: a seed is a history.
 pub(super) struct Dice(u64);
@@ -101,12 +101,18 @@ impl Map {
     }
 
     pub(super) fn seen(&self, held: &Held) -> World {
-        let load = |register: &Register| match register.load(self.now()) {
-            Ok(loaded) => AuthoritySeen::Sound(AuthorityFacts::of(register, &loaded)),
-            Err(error) => AuthoritySeen::Broken(error.to_string()),
-        };
-        let authorities = held.registers.iter().map(|(domain, register)| (domain.clone(), load(register)));
-        World { authorities: authorities.collect(), ..held.world.clone() }
+        let mut world = held.world.clone();
+        for (domain, register) in &held.registers {
+            let seen = match register.load(self.now()) {
+                Ok(loaded) => {
+                    world.declared.own_keys.extend(own_keys(&loaded));
+                    AuthoritySeen::Sound(AuthorityFacts::of(register, &loaded))
+                }
+                Err(error) => AuthoritySeen::Broken(error.to_string()),
+            };
+            world.authorities.insert(domain.clone(), seen);
+        }
+        world
     }
 
     fn take(&self, held: &mut Held, step: &Step) -> Result<(), ApplyError> {
@@ -157,6 +163,12 @@ impl Map {
             Step::DeleteBundle { namespace } => {
                 held.world.bundles.remove(namespace).ok_or(ApplyError::Conflict)?;
             }
+            Step::WritePartners { namespace, domain: _, data } => {
+                held.world.partner_bundles.insert(namespace.clone(), data.clone());
+            }
+            Step::DeletePartners { namespace } => {
+                held.world.partner_bundles.remove(namespace).ok_or(ApplyError::Conflict)?;
+            }
             Step::DeleteLedger { name } => {
                 held.world.ledgers.remove(name).ok_or(ApplyError::Conflict)?;
             }
@@ -175,6 +187,13 @@ impl Map {
                     found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
                 server.status = Some((**status).clone());
                 server.metadata.resource_version = Some(version);
+            }
+            Step::PartnerStatus { key, version: planned, status } => {
+                let found = held.world.declared.partners.iter_mut().find(|one| partner_key(one) == *key);
+                let partner =
+                    found.filter(|one| one.metadata.resource_version == *planned).ok_or(ApplyError::Conflict)?;
+                partner.status = Some((**status).clone());
+                partner.metadata.resource_version = Some(version);
             }
         }
         Ok(())

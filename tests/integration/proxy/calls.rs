@@ -177,7 +177,7 @@ async fn a_caller_reaches_the_declared_port_under_both_of_its_numbers() {
     let ip = address();
     let application = Application::start(ip, Behaviour::Echo).await;
     let server = Plan::new(&control, "server", ip)
-        .port_for(Mode::MutualTls, application.address, Allow { all_declared: true, servers: vec![] })
+        .port_for(Mode::MutualTls, application.address, Allow::all_declared())
         .arriving_for(application.address)
         .start()
         .await;

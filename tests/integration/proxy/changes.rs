@@ -25,7 +25,7 @@ async fn a_removed_edge_cuts_its_live_connection_and_no_other_before_it_is_ackno
     let ip = address();
     let application = Application::start(ip, Behaviour::Echo).await;
     let both = vec![control.domain.id("one"), control.domain.id("two")];
-    let allow = Allow { all_declared: false, servers: both };
+    let allow = Allow::servers(both);
     let server = Plan::new(&control, "server", ip).port_for(Mode::MutualTls, application.address, allow).start().await;
     let id = control.domain.id("server");
     let calls = |name| Plan::new(&control, name, address()).calls(server.inbound[0], &id, Mode::MutualTls);
@@ -35,7 +35,7 @@ async fn a_removed_edge_cuts_its_live_connection_and_no_other_before_it_is_ackno
     echo(&mut second, b"two").await.unwrap();
 
     let left = control.domain.id("two");
-    control.change_brief(&server.home.uid, |brief| brief.ports[0].allow.servers = vec![left]);
+    control.change_brief(&server.home.uid, |brief| brief.ports[0].allow = Allow::servers([left]));
     server.acknowledges().await;
     assert_eq!(read_out(&mut first).await.1, Seen::Reset);
     server.refused("inbound", "NotInTopology", 1).await;
@@ -50,7 +50,7 @@ async fn an_added_edge_admits_without_touching_what_is_open() {
     let control = control().await;
     let ip = address();
     let application = Application::start(ip, Behaviour::Echo).await;
-    let allow = Allow { all_declared: false, servers: vec![control.domain.id("one")] };
+    let allow = Allow::servers([control.domain.id("one")]);
     let server = Plan::new(&control, "server", ip).port_for(Mode::MutualTls, application.address, allow).start().await;
     let id = control.domain.id("server");
     let calls = |name| Plan::new(&control, name, address()).calls(server.inbound[0], &id, Mode::MutualTls);
@@ -60,7 +60,8 @@ async fn an_added_edge_admits_without_touching_what_is_open() {
     assert_eq!(read_out(&mut two.open(0).await).await.1, Seen::Reset);
 
     let added = control.domain.id("two");
-    control.change_brief(&server.home.uid, |brief| brief.ports[0].allow.servers.push(added));
+    control
+        .change_brief(&server.home.uid, |brief| brief.ports[0].allow.servers.extend(Allow::servers([added]).servers));
     server.acknowledges().await;
     echo(&mut two.open(0).await, b"two").await.unwrap();
     echo(&mut open, b"still one").await.unwrap();
@@ -103,7 +104,7 @@ async fn a_handshake_that_began_under_the_old_brief_is_judged_by_the_new_one() {
     let control = control().await;
     let ip = address();
     let application = Application::start(ip, Behaviour::Echo).await;
-    let allow = Allow { all_declared: false, servers: vec![control.domain.id("client")] };
+    let allow = Allow::servers([control.domain.id("client")]);
     let server = Plan::new(&control, "server", ip).port_for(Mode::MutualTls, application.address, allow).start().await;
     let (gate, open_gate) = gated(server.inbound[0]).await;
     let config = wire::client(Some(control.domain.certificate("client")));

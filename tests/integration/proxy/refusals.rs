@@ -32,7 +32,7 @@ async fn guarded() -> Guarded {
     let control = control().await;
     let ip = address();
     let application = Application::start(ip, Behaviour::Echo).await;
-    let allow = Allow { all_declared: false, servers: vec![control.domain.id("client")] };
+    let allow = Allow::servers([control.domain.id("client")]);
     let server = Plan::new(&control, "server", ip)
         .port_for(Mode::MutualTls, application.address, allow)
         .arriving_for(SocketAddr::new(ip, 9999))

@@ -1,0 +1,121 @@
+//! One partner's scope: its anchors alone, and they for its names alone.
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use jiff::Timestamp;
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+
+use super::{AnchorError, Anchors, Proven, Role, anchored, open};
+use crate::{
+    brief::{PartnerNames, Scope},
+    identity::{DnsName, PartnerIdentity, Peer},
+    pki::revocation::{View, ViewError},
+    refusal::Refusal,
+};
+
+/// A partner's scope, compiled.
+#[derive(Debug)]
+pub struct Partner {
+    name: String,
+    scope: Scope,
+    names: PartnerNames,
+    pins: Vec<[u8; 32]>,
+    anchors: Anchors,
+    view: View,
+    problems: Vec<PartnerProblem>,
+}
+
+/// What is wrong with a partner's trust. It costs that partner alone: the brief stands without it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PartnerProblem {
+    /// This root is left out.
+    #[error(transparent)]
+    Anchor(#[from] AnchorError),
+    /// What it took back cannot be read, so nobody is believed.
+    #[error(transparent)]
+    Revocations(#[from] ViewError),
+}
+
+/// A pin that is no hash.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a pin must be the base64 of a SHA-256 hash")]
+pub struct PinError;
+
+impl Partner {
+    /// Compiles `scope`, which is that of the partner `name`.
+    pub(super) fn of(name: &str, scope: &Scope, names: &PartnerNames) -> Result<Self, PinError> {
+        let (mut anchors, flaws) = Anchors::grafted(&scope.anchors, &names.domains);
+        let mut problems: Vec<_> = flaws.into_iter().map(PartnerProblem::from).collect();
+        let view = View::of(scope).unwrap_or_else(|error| {
+            problems.push(error.into());
+            anchors = Anchors::default();
+            View::default()
+        });
+        Ok(Self {
+            name: name.to_owned(),
+            scope: scope.clone(),
+            names: names.clone(),
+            pins: names.public_key_pins.iter().map(|pin| hash(pin)).collect::<Result<_, _>>()?,
+            anchors,
+            view,
+            problems,
+        })
+    }
+
+    /// Name of the `FederationPartner`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The domains whose names it may speak for.
+    pub(super) fn domains(&self) -> &[DnsName] {
+        &self.names.domains
+    }
+
+    /// What is wrong with its roots and revocations.
+    pub fn problems(&self) -> &[PartnerProblem] {
+        &self.problems
+    }
+
+    /// Whether it was compiled of `scope`.
+    pub(super) fn is_of(&self, scope: &Scope) -> bool {
+        self.scope == *scope
+    }
+
+    /// Whether `name` is one that it may speak for.
+    pub(super) fn speaks_for(&self, name: &DnsName) -> bool {
+        self.names.domains.iter().any(|domain| name.is_within(domain))
+    }
+
+    /// Judges a chain in this scope: path and policy, names, pins.
+    pub(super) fn verdict(&self, chain: &[CertificateDer<'_>], role: Role, now: Timestamp) -> Result<Proven, Refusal> {
+        let parsed = open(chain)?;
+        let valid_until = anchored(chain, &parsed, role, &self.anchors, now)?;
+        let leaf = parsed.first().ok_or(Refusal::NoCertificate)?;
+        let identity = PartnerIdentity::of(&self.name, leaf)?;
+        if !self.fits(&identity) {
+            return Err(Refusal::NameOutOfScope);
+        }
+        let key: [u8; 32] = Sha256::digest(leaf.public_key().raw).into();
+        if !self.pins.is_empty() && !self.pins.contains(&key) {
+            return Err(Refusal::PinMismatch);
+        }
+        Ok(Proven { peer: Peer::Partner(identity), valid_until })
+    }
+
+    /// Every name inside the domains, and one of the exact names where there are any.
+    fn fits(&self, identity: &PartnerIdentity) -> bool {
+        let expected = &self.names.server_names;
+        identity.dns_names.iter().all(|name| self.speaks_for(name))
+            && (expected.is_empty() || expected.iter().any(|name| identity.dns_names.contains(name)))
+    }
+
+    /// What it has taken back.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+}
+
+fn hash(pin: &str) -> Result<[u8; 32], PinError> {
+    BASE64_STANDARD.decode(pin).ok().and_then(|bytes| bytes.try_into().ok()).ok_or(PinError)
+}

@@ -1,0 +1,317 @@
+//! Who is told of a partner, when, and what its status says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::*;
+use crate::{
+    api::{FederationPartner, PartnerState, TrustedServer},
+    brief::{Brief, Cursor, INTERNAL},
+    identity::DnsName,
+    pki::roots::tests::authority,
+    plan::{
+        briefs::{self, Trust},
+        news,
+        tests::{at, condition, follow, is, pod, server, settle, world},
+    },
+    topology::facts::PodFacts,
+};
+
+fn partner(name: &str, roots: &str) -> FederationPartner {
+    let mut object: FederationPartner = serde_saphyr::from_str(&format!(
+        "{{apiVersion: entente.dev/v1alpha1, kind: FederationPartner,
+           metadata: {{name: {name}, namespace: shop, uid: u-{name}, generation: 1}},
+           spec: {{domains: [{name}.example], trust: {{}}}}}}"
+    ))
+    .unwrap();
+    object.spec.trust.ca_bundle = Some(roots.to_owned());
+    object
+}
+
+/// An Edge server that lists fabrikam, one that does not, and one inside; in an edge namespace.
+fn edges(roots: &str) -> World {
+    let lists = "[{name: sip, port: 5061, allowFrom: [{partner: {name: fabrikam}}]}]";
+    let mut servers = vec![server("gate", lists), server("door", "[{name: sip, port: 5061}]"), server("web", "[]")];
+    for server in &mut servers[..2] {
+        server.spec.role = Role::Edge;
+    }
+    let mut world = world(servers, vec![pod("gate"), pod("door"), pod("web")]);
+    world.declared.domains[0].spec.edge_namespaces = vec!["shop".into()];
+    world.declared.partners = vec![partner("fabrikam", roots)];
+    world
+}
+
+fn brief(world: &World, app: &str, second: i64) -> Brief {
+    let (topology, _) = Topology::resolve(&world.declared);
+    let (server, pod) = topology.pod(&format!("pod-{app}")).unwrap();
+    let partners = scopes(&topology, server, at(second));
+    briefs::brief_of(&topology, server, pod, (&Trust::default(), &partners), Cursor::default())
+}
+
+fn ids(brief: &Brief) -> Vec<&str> {
+    brief.scopes.iter().map(|scope| scope.id.as_str()).collect()
+}
+
+fn of_partner(world: &World, kind: &str) -> (String, String) {
+    let conditions = &world.declared.partners[0].status.as_ref().unwrap().conditions;
+    let found = conditions.iter().find(|one| one.type_ == kind).unwrap();
+    (found.status.clone(), found.reason.clone())
+}
+
+#[test]
+fn only_edge_servers_whose_ports_list_a_partner_are_told_of_it() {
+    let world = edges(&authority("fabrikam", 0, 1_000));
+    let gate = brief(&world, "gate", 100);
+    assert_eq!(ids(&gate), [INTERNAL, "partner/fabrikam"]);
+    let scope = gate.scope("partner/fabrikam").unwrap();
+    assert_eq!((scope.anchors.len(), scope.issuers.len(), scope.revocation.is_none()), (1, 0, true));
+    let ScopeNames::Partner(names) = &scope.names else { unreachable!() };
+    assert_eq!(names.domains, [DnsName::parse("fabrikam.example").unwrap()]);
+    assert_eq!(gate.ports[0].allow.partners.len(), 1);
+    for app in ["door", "web"] {
+        assert_eq!(ids(&brief(&world, app, 100)), [INTERNAL], "{app}");
+    }
+}
+
+#[test]
+fn a_partner_that_is_suspended_or_past_its_contract_or_without_a_root_that_lives_is_in_no_brief() {
+    let mut world = edges(&format!("{}{}", authority("first", 0, 500), authority("second", 0, 1_000)));
+    let anchors =
+        |world: &World, second| brief(world, "gate", second).scope("partner/fabrikam").map(|scope| scope.anchors.len());
+    assert_eq!(anchors(&world, 500), Some(2));
+    assert_eq!(anchors(&world, 501), Some(1), "one that has ended is dropped");
+    assert_eq!(anchors(&world, 1_001), None);
+    world.declared.partners[0].spec.valid_until = Some(Time(at(300)));
+    assert_eq!((anchors(&world, 299), anchors(&world, 300)), (Some(2), None));
+    world.declared.partners[0].spec.valid_until = None;
+    world.declared.partners[0].spec.state = PartnerState::Suspended;
+    assert_eq!(anchors(&world, 100), None);
+    assert!(brief(&world, "gate", 100).ports[0].allow.partners.is_empty(), "no port lists who has no scope");
+}
+
+#[test]
+fn edge_servers_stand_outside_all_declared_and_whoever_says_it_knows_them() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    world.declared.servers[2] = server("web", "[{name: http, port: 80}]");
+    let web = brief(&world, "web", 100);
+    assert!(web.ports[0].allow.all_declared);
+    assert_eq!(web.edges.iter().map(|id| id.server()).collect::<Vec<_>>(), ["door", "gate"]);
+    let door = brief(&world, "door", 100);
+    assert!(!door.ports[0].allow.all_declared && door.edges.is_empty());
+}
+
+#[test]
+fn a_partner_becomes_ready_when_every_edge_sidecar_has_it_and_says_what_is_missing() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    settle(&mut world, at(100));
+    assert_eq!(of_partner(&world, "Accepted"), is("True", "Accepted"));
+    assert_eq!(of_partner(&world, "AnchorsValid"), is("True", "Valid"));
+    assert_eq!(of_partner(&world, "Ready"), is("False", "AckPending"));
+    for app in ["gate", "door", "web"] {
+        follow(&mut world, app, at(100));
+    }
+    world.behind_since.clear();
+    let waiting = settle(&mut world, at(100));
+    assert_eq!(of_partner(&world, "Ready"), is("True", "Ready"));
+    assert_eq!(condition(&world, "gate", "Ready"), is("True", "Ready"));
+    assert!(waiting.wake_at.is_some_and(|wake| wake <= at(1_001)), "its end is a reason to look again");
+    let status = world.declared.partners[0].status.clone().unwrap();
+    assert_eq!((status.anchors.len(), status.distribution.edges, status.distribution.current), (1, 2, 2));
+    let counts = world.declared.domains[0].status.clone().unwrap();
+    assert_eq!((counts.servers.edge, counts.partners.total, counts.partners.ready), (2, 1, 1));
+
+    world.declared.partners[0].spec.state = PartnerState::Suspended;
+    world.declared.partners[0].metadata.generation = Some(2);
+    settle(&mut world, at(110));
+    assert_eq!(of_partner(&world, "Ready"), is("False", "Suspended"));
+    settle(&mut world, at(116));
+    assert_eq!(of_partner(&world, "Distributed"), is("False", "AckPending"), "the gate has it still in force");
+    assert_eq!(condition(&world, "web", "TrustLoaded"), is("True", "Loaded"), "it is none of the others' business");
+    assert_eq!(condition(&world, "door", "TrustLoaded"), is("True", "Loaded"));
+    follow(&mut world, "gate", at(116));
+    settle(&mut world, at(116));
+    assert_eq!(of_partner(&world, "Distributed"), is("True", "Distributed"));
+}
+
+#[test]
+fn a_partner_says_when_its_contract_or_its_roots_end_or_begin() {
+    let mut world = edges(&authority("fabrikam", 200, 1_000));
+    settle(&mut world, at(100));
+    assert_eq!(of_partner(&world, "AnchorsValid"), is("False", "NotYetValid"));
+    settle(&mut world, at(1_001));
+    assert_eq!(of_partner(&world, "AnchorsValid"), is("False", "AllExpired"));
+    world.declared.partners[0].spec.valid_until = Some(Time(at(300)));
+    settle(&mut world, at(300));
+    assert_eq!(of_partner(&world, "Ready"), is("False", "ContractEnded"));
+    world.declared.partners[0].spec.domains = vec!["contoso.example".into()];
+    settle(&mut world, at(300));
+    assert_eq!(of_partner(&world, "Ready"), is("False", "DomainOverlap"));
+    assert_eq!(of_partner(&world, "AnchorsValid"), is("Unknown", "NotAccepted"));
+    assert_eq!(condition(&world, "gate", "Accepted"), is("False", "UnknownPartner"));
+    assert_eq!(condition(&world, "door", "Accepted"), is("True", "Accepted"));
+}
+
+#[test]
+fn the_roots_of_partners_stand_in_a_config_map_as_long_as_they_are_trusted() {
+    let roots = authority("fabrikam", 0, 1_000);
+    let mut world = edges(&roots);
+    world.declared.namespaces.insert("inside".into(), Some("contoso".into()));
+    settle(&mut world, at(100));
+    let held = |world: &World| world.partner_bundles.get("shop").map(|data| data.keys().cloned().collect::<Vec<_>>());
+    assert_eq!(world.partner_bundles.len(), 1, "nowhere but in the edge namespace");
+    assert_eq!(held(&world), Some(vec!["fabrikam.crt".to_owned()]));
+    world.partner_bundles.get_mut("shop").unwrap().insert("stranger.crt".into(), roots.clone());
+    settle(&mut world, at(100));
+    assert_eq!(held(&world), Some(vec!["fabrikam.crt".to_owned()]), "what somebody added is taken out");
+    world.declared.partners.push(partner("litware", &roots));
+    settle(&mut world, at(100));
+    assert_eq!(held(&world).map(|keys| keys.len()), Some(2));
+    world.declared.partners.pop();
+    world.declared.partners[0].spec.state = PartnerState::Suspended;
+    settle(&mut world, at(100));
+    assert_eq!(held(&world), None);
+}
+
+#[test]
+fn new_roots_and_roots_that_have_ended_are_told_of() {
+    let mut world = edges(&authority("first", 0, 200));
+    settle(&mut world, at(100));
+    let told = |world: &World, second| {
+        let (topology, problems) = Topology::resolve(&world.declared);
+        let steps = crate::plan::plan(&topology, &problems, world, at(second)).steps;
+        steps.iter().flat_map(|step| news(step, world, &topology)).map(|news| news.reason).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&world, 100), Vec::<&str>::new());
+    assert_eq!(told(&world, 201), ["PartnerTrustStale"]);
+    world.declared.partners[0].spec.trust.ca_bundle = Some(authority("second", 0, 900));
+    assert_eq!(told(&world, 100), ["PartnerTrustUpdated"]);
+}
+
+#[test]
+fn while_a_change_waits_to_be_published_what_it_takes_is_gone_and_what_it_adds_is_not_there() {
+    let (one, two) = (authority("one", 0, 1_000), authority("two", 0, 1_000));
+    let scope_of = |roots: &str, names: &str| {
+        let mut world = edges(roots);
+        let spec = &mut world.declared.partners[0].spec;
+        let names: BTreeMap<String, Vec<String>> = serde_saphyr::from_str(names).unwrap();
+        spec.domains = names["domains"].clone();
+        spec.server_names = names.get("serverNames").cloned().unwrap_or_default();
+        let (topology, _) = Topology::resolve(&world.declared);
+        scopes(&topology, topology.pod("pod-gate").unwrap().0, at(100))
+    };
+    let said = |scopes: Vec<Scope>| -> Vec<(usize, Vec<String>, Vec<String>)> {
+        let text = |names: &[DnsName]| names.iter().map(ToString::to_string).collect();
+        let one = |scope: Scope| match scope.names {
+            ScopeNames::Partner(names) => (scope.anchors.len(), text(&names.domains), text(&names.server_names)),
+            ScopeNames::Servers => unreachable!(),
+        };
+        scopes.into_iter().map(one).collect()
+    };
+    let (both, a, ab) = (format!("{one}{two}"), "{domains: [a.example]}", "{domains: [a.example, b.example]}");
+    let names = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let exact = "{domains: [a.example], serverNames: [x.a.example, y.a.example]}";
+    let cases = [
+        ((&both, ab), (&one, ab), vec![(1, names(&["a.example", "b.example"]), vec![])]),
+        ((&one, a), (&both, ab), vec![(1, names(&["a.example"]), vec![])]),
+        ((&one, ab), (&one, a), vec![(1, names(&["a.example"]), vec![])]),
+        ((&one, a), (&two, a), vec![]),
+        ((&one, a), (&one, exact), vec![(1, names(&["a.example"]), names(&["x.a.example", "y.a.example"]))]),
+        ((&one, exact), (&one, a), vec![(1, names(&["a.example"]), names(&["x.a.example", "y.a.example"]))]),
+    ];
+    for (published, now, wanted) in cases {
+        assert_eq!(said(common(scope_of(published.0, published.1), &scope_of(now.0, now.1))), wanted);
+    }
+    assert_eq!(said(common(scope_of(&one, a), &[])), vec![], "whoever is suspended is gone at once");
+}
+
+/// SplitMix64: a seed is a world.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % bound
+    }
+
+    fn pick<'a>(&mut self, from: &[&'a str]) -> &'a str {
+        from[usize::try_from(self.below(from.len() as u64)).unwrap()]
+    }
+}
+
+const PLACES: [&str; 3] = ["n0", "n1", "n2"];
+
+/// Servers of both roles and partners, in edge namespaces and elsewhere, naming each other as they like.
+fn random(seed: u64, roots: &[String]) -> World {
+    let mut dice = Dice(seed);
+    let mut world = world(vec![], vec![]);
+    world.declared.namespaces = PLACES.iter().map(|place| ((*place).to_owned(), Some("contoso".to_owned()))).collect();
+    world.declared.domains[0].spec.edge_namespaces =
+        PLACES.iter().filter(|_| dice.below(3) > 0).map(|place| (*place).to_owned()).collect();
+    for number in 0..6 {
+        let entries: Vec<String> =
+            (0..dice.below(3)).map(|_| format!("{{partner: {{name: {}}}}}", dice.pick(&["p0", "p1", "p2"]))).collect();
+        let allow = if dice.below(3) == 0 { String::new() } else { format!(", allowFrom: [{}]", entries.join(", ")) };
+        let mut one: TrustedServer = server(&format!("s{number}"), &format!("[{{name: a, port: 80{allow}}}]"));
+        one.metadata.namespace = Some(dice.pick(&PLACES).to_owned());
+        one.spec.role = if dice.below(2) == 0 { Role::Edge } else { Role::Internal };
+        let place = one.metadata.namespace.clone().unwrap();
+        world.declared.pods.push(PodFacts { namespace: place, ..pod(&format!("s{number}")) });
+        world.declared.servers.push(one);
+    }
+    for number in 0..4 {
+        let mut one = partner(&format!("p{}", number % 3), &roots[usize::try_from(dice.below(3)).unwrap()]);
+        one.metadata.namespace = Some(dice.pick(&PLACES).to_owned());
+        one.metadata.uid = Some(format!("u{number}"));
+        one.spec.state = if dice.below(4) == 0 { PartnerState::Suspended } else { PartnerState::Active };
+        if dice.below(4) == 0 {
+            one.spec.domains = vec![dice.pick(&["contoso.example", "p0.example", "example"]).to_owned()];
+        }
+        let same = |other: &FederationPartner| PartnerKey::of(other) == PartnerKey::of(&one);
+        if !world.declared.partners.iter().any(same) {
+            world.declared.partners.push(one);
+        }
+    }
+    world
+}
+
+#[test]
+fn in_no_topology_is_an_internal_server_told_of_a_partner_and_an_edge_server_only_of_those_it_lists() {
+    let roots = [authority("a", 0, 150), authority("b", 0, 1_000), "nonsense".to_owned()];
+    let (mut told, mut internal) = (0, 0);
+    for seed in 0..500 {
+        let world = random(seed, &roots);
+        let (topology, _) = Topology::resolve(&world.declared);
+        let edge_namespaces = &topology.domain("contoso").unwrap().edge_namespaces;
+        for (key, pod) in topology.pods() {
+            let server = topology.server(key).unwrap();
+            let partners = scopes(&topology, server, at(200));
+            let brief = briefs::brief_of(&topology, server, pod, (&Trust::default(), &partners), Cursor::default());
+            let ids: BTreeSet<String> = brief.scopes.iter().skip(1).map(|scope| scope.id.clone()).collect();
+            let entries = brief.ports.iter().flat_map(|port| &port.allow.partners);
+            assert_eq!(ids, entries.map(|entry| partner_scope(&entry.name)).collect(), "seed {seed}: {key}");
+            let may = server.role == Role::Edge && edge_namespaces.contains(&key.namespace);
+            assert!(may || ids.is_empty(), "seed {seed}: {key}");
+            let object = world.declared.server(key).unwrap();
+            let lists: BTreeSet<String> = object
+                .spec
+                .ports
+                .iter()
+                .flat_map(|port| port.allow_from.iter().flatten())
+                .filter_map(|entry| Some(partner_scope(&entry.partner.as_ref()?.name)))
+                .collect();
+            assert!(ids.is_subset(&lists), "seed {seed}: {key}");
+            for scope in brief.scopes.iter().skip(1) {
+                let name = scope.id.split_once('/').unwrap().1.to_owned();
+                let partner = topology.partner(&PartnerKey { namespace: key.namespace.clone(), name }).unwrap();
+                assert!(partner.is_trusted(at(200)) && !scope.anchors.contains(&roots[0]), "seed {seed}: {key}");
+            }
+            told += ids.len();
+            internal += usize::from(server.role == Role::Internal);
+        }
+    }
+    assert!(told > 40 && internal > 500, "the worlds are not empty: {told}, {internal}");
+}

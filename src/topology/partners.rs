@@ -1,0 +1,135 @@
+//! Partners: other organisations, each resolved for itself. One loses only what is wrong about it; what nothing is left
+//! of is not there.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Declared, Key, Partner, PartnerKey, Problem, Topology,
+    resolve::{Problems, not_joined, seniority},
+};
+use crate::{
+    api::FederationPartner,
+    brief::PartnerNames,
+    identity::DnsName,
+    pki::roots::{self, Root, RootError},
+};
+
+/// Adds every partner that is accepted, oldest first: what two claim, the older one keeps.
+pub(super) fn partners(declared: &Declared, topology: &mut Topology, problems: &mut Problems) {
+    let here = declared.partners.iter().filter(|partner| partner.metadata.deletion_timestamp.is_none());
+    let mut sorted: Vec<&FederationPartner> = here.collect();
+    sorted.sort_by_key(|partner| {
+        seniority(&partner.metadata, partner.status.as_ref().map(|status| status.conditions.as_slice()))
+    });
+    for object in sorted {
+        let key = PartnerKey::of(object);
+        let mut own = vec![];
+        if let Some(partner) = partner(object, &key, declared, topology, &mut own) {
+            topology.partners.insert(key.clone(), partner);
+        }
+        problems.extend(own.into_iter().map(|problem| (Key::Partner(key.clone()), problem)));
+    }
+}
+
+fn partner(
+    object: &FederationPartner,
+    key: &PartnerKey,
+    declared: &Declared,
+    topology: &Topology,
+    problems: &mut Vec<Problem>,
+) -> Option<Partner> {
+    let spec = &object.spec;
+    let Some(domain) = topology.domain_of_namespace(&key.namespace) else {
+        problems.push(not_joined(declared, &key.namespace));
+        return None;
+    };
+    if !domain.edge_namespaces.contains(&key.namespace) {
+        problems.push(Problem::NotEdgeNamespace { namespace: key.namespace.clone(), domain: domain.name.clone() });
+        return None;
+    }
+    let mut domains = vec![];
+    for text in &spec.domains {
+        match claim(text, key, topology) {
+            Ok(name) => domains.push(name),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    // One that does not parse is none that a certificate can have; it must not make the list empty, which means all.
+    let server_names: Result<Vec<_>, _> = spec.server_names.iter().map(|text| DnsName::parse(text)).collect();
+    let server_names = server_names.map_err(|error| problems.push(Problem::InvalidName(error.to_string()))).ok()?;
+    let roots = roots(object, key, declared, problems);
+    if domains.is_empty() || roots.is_empty() {
+        return None;
+    }
+    Some(Partner {
+        key: key.clone(),
+        uid: object.metadata.uid.clone().unwrap_or_default(),
+        domain: domain.name.clone(),
+        state: spec.state,
+        names: PartnerNames { domains, server_names, public_key_pins: spec.public_key_pins.clone() },
+        roots,
+        valid_until: spec.valid_until.as_ref().map(|time| time.0),
+    })
+}
+
+/// A name that the partner may speak for: neither ours, nor an older partner's, nor around one of these.
+fn claim(text: &str, key: &PartnerKey, topology: &Topology) -> Result<DnsName, Problem> {
+    let name = DnsName::parse(text).map_err(|error| Problem::InvalidName(error.to_string()))?;
+    let overlaps = |other: &DnsName| name.is_within(other) || other.is_within(&name);
+    let ours = topology.domains().find(|domain| domain.permitted().iter().any(overlaps));
+    if let Some(domain) = ours {
+        return Err(Problem::DomainOverlap { name, other: format!("TrustDomain {}", domain.name) });
+    }
+    // Partners of other namespaces never meet this one in a sidecar: nobody there can take a name away here.
+    let neighbours = topology.partners().filter(|other| other.key.namespace == key.namespace);
+    match neighbours.into_iter().find(|other| other.names.domains.iter().any(overlaps)) {
+        Some(older) => {
+            Err(Problem::DomainOverlap { name, other: format!("the older FederationPartner {}", older.key.name) })
+        }
+        None => Ok(name),
+    }
+}
+
+/// The roots that may anchor the partner's scope.
+fn roots(object: &FederationPartner, key: &PartnerKey, declared: &Declared, problems: &mut Vec<Problem>) -> Vec<Root> {
+    let read = match text(object, key, declared) {
+        Ok(pem) => roots::read(pem).map_err(|error| error.to_string()),
+        Err(why) => Err(why),
+    };
+    let mut found = vec![];
+    let mut subjects = BTreeSet::new();
+    match read {
+        Err(why) => problems.push(Problem::UnreadableRoots(why)),
+        Ok(all) => {
+            for one in all {
+                match one {
+                    Ok(root) if declared.own_keys.contains(&root.key) => drop(subjects.insert(root.subject)),
+                    Ok(root) => found.push(root),
+                    Err(error @ RootError::Unfit { .. }) => problems.push(Problem::NotACa(error.to_string())),
+                    Err(error) => problems.push(Problem::UnreadableRoots(error.to_string())),
+                }
+            }
+        }
+    }
+    problems.extend(subjects.into_iter().map(Problem::AnchorIsOurs));
+    // The first to end is told first.
+    found.sort_by_key(|root| (root.validity.not_after, root.sha256.clone()));
+    found
+}
+
+/// The PEM text that the partner gives.
+fn text<'a>(object: &'a FederationPartner, key: &PartnerKey, declared: &'a Declared) -> Result<&'a str, String> {
+    let trust = &object.spec.trust;
+    match (&trust.ca_bundle, &trust.config_map_ref) {
+        (Some(pem), _) => Ok(pem),
+        (None, Some(wanted)) => match declared.partner_roots.get(key) {
+            Some(Ok(pem)) => Ok(pem),
+            Some(Err(why)) => Err(why.clone()),
+            None => Err(format!("ConfigMap {} could not be read yet", wanted.name)),
+        },
+        (None, None) => Err("exactly one of caBundle and configMapRef must be set".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

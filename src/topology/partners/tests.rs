@@ -1,0 +1,255 @@
+//! What a partner means, and what each mistake costs: itself, and the servers that name it.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use rcgen::KeyPair;
+
+use crate::{
+    api::{FederationPartner, TrustDomain, TrustedServer},
+    pki::{
+        self,
+        roots::{
+            key_of,
+            tests::{authority, authority_of, leaf},
+        },
+    },
+    topology::{Declared, Key, PartnerKey, Problem, ServerKey, Topology},
+};
+
+const EDGE: &str = "edge";
+
+fn domain(edge_namespaces: &str) -> TrustDomain {
+    serde_saphyr::from_str(&format!(
+        "{{apiVersion: entente.dev/v1alpha1, kind: TrustDomain, metadata: {{name: contoso, uid: d1, generation: 1}},
+           spec: {{spiffeTrustDomain: contoso.example, dnsSuffixes: [contoso.test], edgeNamespaces: {edge_namespaces}}}}}"
+    ))
+    .unwrap()
+}
+
+/// A partner of namespace `edge`, created at second `age`, with these domains and these roots.
+fn partner(name: &str, age: i64, domains: &str, roots: &str) -> FederationPartner {
+    let created = Timestamp::from_second(age).unwrap();
+    let mut object: FederationPartner = serde_saphyr::from_str(&format!(
+        "{{apiVersion: entente.dev/v1alpha1, kind: FederationPartner,
+           metadata: {{name: {name}, namespace: edge, uid: u-{name}, generation: 1, creationTimestamp: '{created}'}},
+           spec: {{domains: {domains}, trust: {{}}}}}}"
+    ))
+    .unwrap();
+    object.spec.trust.ca_bundle = Some(roots.to_owned());
+    object
+}
+
+fn server(name: &str, role: &str, allow_from: &str) -> TrustedServer {
+    serde_saphyr::from_str(&format!(
+        "{{apiVersion: entente.dev/v1alpha1, kind: TrustedServer,
+           metadata: {{name: {name}, namespace: edge, uid: u-{name}, generation: 1}},
+           spec: {{role: {role}, selector: {{matchLabels: {{app: {name}}}}}, serviceAccountName: {name},
+                  ports: [{{name: sip, port: 5061, targetPort: 5060, allowFrom: {allow_from}}}, {{name: web, port: 443}}]}}}}"
+    ))
+    .unwrap()
+}
+
+fn declared(servers: Vec<TrustedServer>, partners: Vec<FederationPartner>) -> Declared {
+    let namespaces = [EDGE, "shop"].map(|name| (name.to_owned(), Some("contoso".to_owned())));
+    Declared {
+        domains: vec![domain("[edge]")],
+        servers,
+        partners,
+        namespaces: BTreeMap::from(namespaces),
+        ..Declared::default()
+    }
+}
+
+fn key(name: &str) -> PartnerKey {
+    PartnerKey { namespace: EDGE.into(), name: name.into() }
+}
+
+fn server_key(name: &str) -> ServerKey {
+    ServerKey { namespace: EDGE.into(), name: name.into() }
+}
+
+fn reasons(problems: &[(Key, Problem)], owner: &Key) -> Vec<&'static str> {
+    problems.iter().filter(|(one, _)| one == owner).map(|(_, problem)| problem.reason()).collect()
+}
+
+fn of(problems: &[(Key, Problem)], name: &str) -> Vec<&'static str> {
+    reasons(problems, &Key::Partner(key(name)))
+}
+
+#[test]
+fn a_partner_means_its_names_and_its_roots_and_edge_servers_may_list_it() {
+    let roots = format!("{}{}", authority("late", 0, 9_000), authority("soon", 0, 1_000));
+    let entries = "[{partner: {name: fabrikam}, targetPort: 5070}, {server: {name: inside, namespace: shop}}]";
+    let mut inside = server("inside", "Internal", "[]");
+    inside.metadata.namespace = Some("shop".into());
+    let world = declared(
+        vec![server("gate", "Edge", entries), inside],
+        vec![partner("fabrikam", 1, "[fabrikam.example, fabrikam.test]", &roots)],
+    );
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!(problems, vec![]);
+    let fabrikam = topology.partner(&key("fabrikam")).unwrap();
+    assert_eq!(fabrikam.names.domains.len(), 2);
+    assert!(fabrikam.roots[0].subject.contains("soon"), "the first to end is in front");
+    let gate = topology.server(&server_key("gate")).unwrap();
+    let allow = &gate.ports[0].allow;
+    let named: Vec<_> = allow.partners.iter().map(|entry| (entry.name.as_str(), entry.target_port)).collect();
+    assert_eq!(named, [("fabrikam", Some(5070))]);
+    let servers: Vec<_> = allow.servers.iter().map(|entry| entry.id.server()).collect();
+    assert_eq!(servers, ["gate", "inside"]);
+    let open = &gate.ports[1].allow;
+    assert!(!open.all_declared && open.servers.len() == 1, "AllDeclared is not for Edge servers");
+    assert_eq!(topology.domain("contoso").unwrap().edges.iter().map(|id| id.server()).collect::<Vec<_>>(), ["gate"]);
+}
+
+#[test]
+fn names_that_overlap_ours_or_an_older_partners_are_refused_either_way_round_and_by_whole_labels() {
+    let root = authority("root", 0, 9);
+    for (domain, fine) in [
+        ("contoso.example", false),
+        ("sip.contoso.example", false),
+        ("example", false),
+        ("contoso.test", false),
+        ("svc.cluster.local", false),
+        ("local", false),
+        ("litware.example", false),
+        ("a.litware.example", false),
+        ("notcontoso.example", true),
+        ("contoso.example.org", true),
+        ("biglitware.example", true),
+    ] {
+        let older = partner("litware", 1, "[litware.example]", &root);
+        let newer = partner("fabrikam", 2, &format!("[{domain}, fabrikam.test]"), &root);
+        let (topology, problems) = Topology::resolve(&declared(vec![], vec![newer, older]));
+        let wanted: &[&str] = if fine { &[] } else { &["DomainOverlap"] };
+        assert_eq!(of(&problems, "fabrikam"), wanted, "{domain}");
+        assert_eq!(of(&problems, "litware"), Vec::<&str>::new(), "{domain}");
+        let kept = topology.partner(&key("fabrikam")).unwrap().names.domains.len();
+        assert_eq!(kept, if fine { 2 } else { 1 }, "{domain}: the rest goes on");
+    }
+}
+
+#[test]
+fn each_mistake_has_its_reason_and_changes_only_the_partner_and_who_names_it() {
+    let own = KeyPair::generate().unwrap();
+    let ours = authority_of(&own, "ours", (0, 9));
+    let good = authority("good", 0, 9);
+    let cases = [
+        (partner("bad", 2, "[contoso.example]", &good), "DomainOverlap"),
+        (partner("bad", 2, "[bad.example]", &leaf("bad.example")), "NotACA"),
+        (partner("bad", 2, "[bad.example]", &ours), "AnchorIsOurs"),
+        (partner("bad", 2, "[bad.example]", &authority_of(&own, "another name", (0, 99))), "AnchorIsOurs"),
+        (partner("bad", 2, "[bad.example]", "nonsense"), "Unreadable"),
+        (partner("bad", 2, "[bad.example]", ""), "Unreadable"),
+    ];
+    for (bad, reason) in cases {
+        let servers = vec![
+            server("gate", "Edge", "[{partner: {name: litware}}]"),
+            server("other", "Edge", "[{partner: {name: bad}}, {partner: {name: litware}}]"),
+        ];
+        let mut world = declared(servers, vec![partner("litware", 1, "[litware.example]", &good), bad]);
+        world.own_keys.extend(key_of(&pki::certificate(&ours).unwrap()));
+        let (topology, problems) = Topology::resolve(&world);
+        assert_eq!(of(&problems, "bad"), [reason]);
+        assert_eq!(reasons(&problems, &Key::Server(server_key("other"))), ["UnknownPartner"], "{reason}");
+        assert_eq!(problems.len(), 2, "{reason}: {problems:?}");
+        assert!(topology.partner(&key("bad")).is_none(), "{reason}");
+        let other = &topology.server(&server_key("other")).unwrap().ports[0].allow;
+        assert_eq!(other.partners.len(), 1, "{reason}: what is right about the server goes on");
+    }
+}
+
+#[test]
+fn a_bad_root_costs_itself_and_the_others_go_on() {
+    let mixed = format!("{}{}", authority("good", 0, 9), leaf("fabrikam.example"));
+    let world = declared(vec![], vec![partner("fabrikam", 1, "[fabrikam.example]", &mixed)]);
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!(of(&problems, "fabrikam"), ["NotACA"]);
+    assert_eq!(topology.partner(&key("fabrikam")).unwrap().roots.len(), 1);
+}
+
+#[test]
+fn partners_and_edge_servers_are_in_edge_namespaces_only() {
+    let root = authority("root", 0, 9);
+    let mut world = declared(
+        vec![server("gate", "Edge", "[]"), server("inside", "Internal", "[{partner: {name: fabrikam}}]")],
+        vec![partner("fabrikam", 1, "[fabrikam.example]", &root)],
+    );
+    let (_, problems) = Topology::resolve(&world);
+    assert_eq!(
+        reasons(&problems, &Key::Server(server_key("inside"))),
+        ["UnknownPartner"],
+        "only Edge servers list one"
+    );
+    world.domains = vec![domain("[elsewhere]")];
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!(of(&problems, "fabrikam"), ["NotEdgeNamespace"]);
+    assert_eq!(reasons(&problems, &Key::Server(server_key("gate"))), ["EdgeNotAllowedHere"]);
+    assert!(topology.server(&server_key("gate")).is_none() && topology.server(&server_key("inside")).is_some());
+    world.namespaces.insert(EDGE.into(), None);
+    assert_eq!(of(&Topology::resolve(&world).1, "fabrikam"), ["NoTrustDomain"]);
+}
+
+#[test]
+fn a_partner_of_another_namespace_takes_nothing_away() {
+    let root = authority("root", 0, 9);
+    let mut elsewhere = partner("fabrikam", 1, "[fabrikam.example]", &root);
+    elsewhere.metadata.namespace = Some("shop".into());
+    let gate = server("gate", "Edge", "[{partner: {name: other}}]");
+    let mut world = declared(vec![gate], vec![elsewhere, partner("other", 2, "[fabrikam.example]", &root)]);
+    world.domains = vec![domain("[edge, shop]")];
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!((problems, topology.partners().count()), (vec![], 2));
+    world.servers = vec![server("gate", "Edge", "[{partner: {name: fabrikam}}]")];
+    let (_, problems) = Topology::resolve(&world);
+    assert_eq!(reasons(&problems, &Key::Server(server_key("gate"))), ["UnknownPartner"], "nor is it listed here");
+}
+
+#[test]
+fn a_callers_own_local_port_must_be_no_other_ports_number() {
+    for (number, fine) in [(5070, true), (5060, true), (5061, true), (443, false)] {
+        let entries = format!("[{{server: {{name: other}}, targetPort: {number}}}]");
+        let world = declared(vec![server("gate", "Edge", &entries), server("other", "Internal", "[]")], vec![]);
+        let (topology, problems) = Topology::resolve(&world);
+        let wanted: &[&str] = if fine { &[] } else { &["TargetPortConflict"] };
+        assert_eq!(reasons(&problems, &Key::Server(server_key("gate"))), wanted, "{number}");
+        let allow = &topology.server(&server_key("gate")).unwrap().ports[0].allow;
+        assert_eq!(allow.servers.iter().any(|entry| entry.target_port == Some(number)), fine, "{number}");
+    }
+}
+
+#[test]
+fn roots_of_a_config_map_count_as_such_and_move_the_digest() {
+    let mut object = partner("fabrikam", 1, "[fabrikam.example]", "");
+    object.spec.trust = serde_saphyr::from_str("{configMapRef: {name: roots, key: ca.crt}}").unwrap();
+    let mut world = declared(vec![], vec![object]);
+    assert_eq!(of(&Topology::resolve(&world).1, "fabrikam"), ["Unreadable"]);
+    let mut digest = |read: Result<String, String>| {
+        world.partner_roots.insert(key("fabrikam"), read);
+        let (topology, problems) = Topology::resolve(&world);
+        (topology.domain("contoso").unwrap().digest.clone(), of(&problems, "fabrikam").len())
+    };
+    let (one, two) = (authority("one", 0, 9), authority("two", 0, 9));
+    let first = digest(Ok(one.clone()));
+    assert_eq!(first.1, 0);
+    assert_ne!(digest(Ok(two)).0, first.0);
+    assert_eq!(digest(Ok(one)).0, first.0);
+    assert_eq!(digest(Err("it is gone".into())).1, 1);
+}
+
+#[test]
+fn of_two_partners_that_came_in_the_same_second_the_accepted_one_keeps_its_names() {
+    let root = authority("root", 0, 9);
+    let mut holder = partner("zz-holder", 1, "[fabrikam.example]", &root);
+    let state = crate::api::conditions::State::good("Accepted", "Accepted", "");
+    let conditions = crate::api::conditions::write(&[state], &[], Some(1), Timestamp::UNIX_EPOCH);
+    holder.status = Some(crate::api::FederationPartnerStatus { conditions, ..Default::default() });
+    let rival = partner("aa-rival", 1, "[fabrikam.example]", &root);
+    let mut world = declared(vec![], vec![rival, holder]);
+    let first = Topology::resolve(&world);
+    assert_eq!(of(&first.1, "aa-rival"), ["DomainOverlap"]);
+    assert_eq!(of(&first.1, "zz-holder"), Vec::<&str>::new());
+    world.partners.reverse();
+    assert_eq!(Topology::resolve(&world), first, "the order of the input does not matter");
+}

@@ -1,0 +1,103 @@
+//! Another organisation: an authority of its own, and certificates under it.
+
+use entente::{
+    brief::{AllowedPartner, PartnerNames, Scope, ScopeNames, partner_scope},
+    identity::DnsName,
+    telemetry,
+};
+use jiff::{SignedDuration, Timestamp};
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
+};
+
+use super::domain::{Certified, instant, pkcs8};
+
+/// One root that signs leaves itself.
+pub(crate) struct Authority {
+    params: CertificateParams,
+    key: KeyPair,
+    pub(crate) root: String,
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        Self::with(name, KeyPair::generate().unwrap(), |_, _| ())
+    }
+
+    pub(crate) fn with(name: &str, key: KeyPair, change: impl FnOnce(&mut CertificateParams, Timestamp)) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, format!("{name} root"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        change(&mut params, telemetry::now());
+        let root = params.self_signed(&key).unwrap().pem();
+        Self { params, key, root }
+    }
+
+    /// A certificate with these names.
+    pub(crate) fn certificate(&self, names: &[SanType]) -> Certified {
+        self.forge(names, |_, _| ())
+    }
+
+    /// The same with whatever `change` makes of it.
+    pub(crate) fn forge(&self, names: &[SanType], change: impl FnOnce(&mut CertificateParams, Timestamp)) -> Certified {
+        self.forge_for(&KeyPair::generate().unwrap(), names, change)
+    }
+
+    pub(crate) fn forge_for(
+        &self,
+        key: &KeyPair,
+        names: &[SanType],
+        change: impl FnOnce(&mut CertificateParams, Timestamp),
+    ) -> Certified {
+        let now = telemetry::now();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "somebody");
+        params.not_before = instant(now - SignedDuration::from_mins(5));
+        params.not_after = instant(now + SignedDuration::from_hours(1));
+        params.use_authority_key_identifier_extension = true;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
+        params.subject_alt_names = names.to_vec();
+        change(&mut params, now);
+        let leaf = params.signed_by(key, &Issuer::new(self.params.clone(), &self.key)).unwrap();
+        (vec![leaf.der().clone()], pkcs8(key))
+    }
+
+    /// The scope of the partner `name`, which speaks for `domain` by this authority.
+    pub(crate) fn scope(&self, name: &str, domain: &str) -> Scope {
+        let names = PartnerNames {
+            domains: vec![DnsName::parse(domain).unwrap()],
+            server_names: vec![],
+            public_key_pins: vec![],
+        };
+        Scope {
+            id: partner_scope(name),
+            names: ScopeNames::Partner(names),
+            anchors: vec![self.root.clone()],
+            issuers: vec![],
+            revocation: None,
+        }
+    }
+}
+
+/// The names of a partner in its scope.
+pub(crate) fn names(scope: &mut Scope) -> &mut PartnerNames {
+    match &mut scope.names {
+        ScopeNames::Partner(names) => names,
+        ScopeNames::Servers => panic!("{} is no partner's scope", scope.id),
+    }
+}
+
+/// Entries of an allow-list.
+pub(crate) fn allowed(partners: &[&str]) -> Vec<AllowedPartner> {
+    partners.iter().map(|name| AllowedPartner { name: (*name).to_owned(), target_port: None }).collect()
+}
+
+pub(crate) fn dns(name: &str) -> SanType {
+    SanType::DnsName(name.try_into().unwrap())
+}
+
+pub(crate) fn uri(name: &str) -> SanType {
+    SanType::URI(name.try_into().unwrap())
+}
