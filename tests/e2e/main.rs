@@ -9,6 +9,7 @@ mod audit;
 mod changes;
 mod chart;
 mod faults;
+mod federation;
 #[cfg(feature = "controller")]
 mod issuance;
 mod objects;
