@@ -66,7 +66,10 @@ pub struct FederationPartnerSpec {
     /// SHA-256 digests (base64) of the public keys (SubjectPublicKeyInfo) that the partner's certificates may have.
     /// Empty = every key that its roots vouch for.
     #[serde(default)]
-    #[schemars(length(max = 16), inner(length(min = 44, max = 44), regex(pattern = r"^[A-Za-z0-9+/]{43}=$")))]
+    #[schemars(
+        length(max = 16),
+        inner(length(min = 44, max = 44), regex(pattern = r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"))
+    )]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub public_key_pins: Vec<String>,
 

@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use super::{Plan, Step, World};
 use crate::{
     api::Role,
-    brief::{PartnerNames, Scope, ScopeNames, partner_scope},
+    brief::{Mode, PartnerNames, Scope, ScopeNames, partner_scope},
     pki::bundle::Bundle,
     topology::{Domain, Partner, PartnerKey, Server, Topology},
 };
@@ -21,7 +21,9 @@ pub fn scopes(topology: &Topology, server: &Server, now: Timestamp) -> Vec<Scope
     if server.role != Role::Edge {
         return vec![];
     }
-    let entries = server.ports.iter().flat_map(|port| &port.allow.partners);
+    // A port of another mode knows no caller, and a sidecar refuses a scope that serves nobody.
+    let ports = server.ports.iter().filter(|port| port.mode == Some(Mode::MutualTls));
+    let entries = ports.flat_map(|port| &port.allow.partners);
     let listed: BTreeSet<&str> = entries.map(|entry| entry.name.as_str()).collect();
     let key = |name: &str| PartnerKey { namespace: server.key.namespace.clone(), name: name.to_owned() };
     listed.into_iter().filter_map(|name| scope(topology.partner(&key(name))?, now)).collect()

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
+
 use super::{
     Declared, Key, Partner, PartnerKey, Problem, Topology,
     resolve::{Problems, not_joined, seniority},
@@ -57,6 +59,11 @@ fn partner(
     // One that does not parse is none that a certificate can have; it must not make the list empty, which means all.
     let server_names: Result<Vec<_>, _> = spec.server_names.iter().map(|text| DnsName::parse(text)).collect();
     let server_names = server_names.map_err(|error| problems.push(Problem::InvalidName(error.to_string()))).ok()?;
+    // One bad pin would make sidecars refuse their whole brief, and a list without it might admit every key.
+    if let Some(pin) = spec.public_key_pins.iter().find(|pin| !is_pin(pin)) {
+        problems.push(Problem::InvalidPin(pin.chars().take(80).collect()));
+        return None;
+    }
     let roots = roots(object, key, declared, problems);
     if domains.is_empty() || roots.is_empty() {
         return None;
@@ -88,6 +95,11 @@ fn claim(text: &str, key: &PartnerKey, topology: &Topology) -> Result<DnsName, P
         }
         None => Ok(name),
     }
+}
+
+/// Whether it is the base64 of a SHA-256 digest.
+fn is_pin(text: &str) -> bool {
+    BASE64_STANDARD.decode(text).is_ok_and(|digest| digest.len() == 32)
 }
 
 /// The roots that may anchor the partner's scope.

@@ -103,6 +103,9 @@ pub enum Problem {
         /// Whose it is.
         other: String,
     },
+    /// A pin that no key can have.
+    #[error("publicKeyPins: {0:?} must be the base64 of a SHA-256 digest; the partner is left out")]
+    InvalidPin(String),
     /// Roots that cannot be read.
     #[error("trust: {0}")]
     UnreadableRoots(String),
@@ -151,6 +154,7 @@ impl Problem {
             Self::TargetPortConflict { .. } => "TargetPortConflict",
             Self::NotEdgeNamespace { .. } => "NotEdgeNamespace",
             Self::DomainOverlap { .. } => "DomainOverlap",
+            Self::InvalidPin(_) => "InvalidPin",
             Self::NotACa(_) => "NotACA",
             Self::AnchorIsOurs(_) => "AnchorIsOurs",
             Self::InvalidNetwork(_) => "InvalidNetwork",

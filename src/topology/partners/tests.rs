@@ -135,7 +135,10 @@ fn each_mistake_has_its_reason_and_changes_only_the_partner_and_who_names_it() {
     let own = KeyPair::generate().unwrap();
     let ours = authority_of(&own, "ours", (0, 9));
     let good = authority("good", 0, 9);
+    let mut pinned = partner("bad", 2, "[bad.example]", &good);
+    pinned.spec.public_key_pins = vec![format!("{}=", "A".repeat(43)), format!("{}B=", "A".repeat(42))];
     let cases = [
+        (pinned, "InvalidPin"),
         (partner("bad", 2, "[contoso.example]", &good), "DomainOverlap"),
         (partner("bad", 2, "[bad.example]", &leaf("bad.example")), "NotACA"),
         (partner("bad", 2, "[bad.example]", &ours), "AnchorIsOurs"),
