@@ -55,6 +55,16 @@ impl Authority {
         Self { params, key, pem }
     }
 
+    /// An authority below this one.
+    fn below(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let (mut params, key) = (self.params.clone(), KeyPair::generate().unwrap());
+        params.distinguished_name.push(DnType::CommonName, "issuer");
+        params.use_authority_key_identifier_extension = true;
+        change(&mut params);
+        let pem = params.signed_by(&key, &Issuer::new(self.params.clone(), &self.key)).unwrap().pem();
+        Self { params, key, pem }
+    }
+
     /// A leaf for a client, without names.
     pub(in crate::pki::verify) fn leaf(
         &self,
@@ -260,6 +270,21 @@ fn a_root_that_constrains_itself_keeps_its_own_constraints_and_ours_hold_all_the
         ("sip.litware.example", Err(Refusal::NameOutOfScope)),
     ] {
         assert_eq!(judge(&authority.named(&[dns(name)]), vec![fabrikam(&authority)]).map(drop), expected, "{name}");
+    }
+}
+
+#[test]
+fn the_constraints_on_a_root_hold_along_the_whole_path() {
+    let root = Authority::new("fabrikam");
+    for (name, expected) in [
+        ("ca.fabrikam.example", Ok(())),
+        ("ca.contoso.example", Err(Refusal::NameOutOfScope)),
+        ("ca.litware.example", Err(Refusal::NameOutOfScope)),
+    ] {
+        let issuer = root.below(|params| params.subject_alt_names = vec![dns(name)]);
+        let mut chain = issuer.named(&[dns("sip.fabrikam.example")]);
+        chain.push(pki::certificate(&issuer.pem).unwrap());
+        assert_eq!(judge(&chain, vec![fabrikam(&root)]).map(drop), expected, "{name}");
     }
 }
 
