@@ -125,7 +125,11 @@ fn a_partner_reaches_the_edge_server_that_lists_it_under_its_own_names_and_nothi
     must(&["patch", "trustdomain", DOMAIN, "--type=merge", "-p", &edges]);
     let fabrikam = Fabrikam::new();
     place.apply(&partner(&fabrikam.0.join("root.crt")));
-    let two = web(8080, "ours").replacen("server {", "server { listen 8081; location / { return 200 'theirs'; } } server {", 1);
+    let two = web(8080, "ours").replacen(
+        "server {",
+        "server { listen 8081; location / { return 200 'theirs'; } } server {",
+        1,
+    );
     let allowed = "allowFrom: [{partner: {name: fabrikam}, targetPort: 8081}, {server: {name: client}}]";
     place.apply(&server(
         "gate",
@@ -156,7 +160,14 @@ fn a_partner_reaches_the_edge_server_that_lists_it_under_its_own_names_and_nothi
     let mut held = fabrikam.dials(&sip, &gate);
     let stdin = held.stdin.take().unwrap();
     assert_eq!(ends(&mut held, Duration::from_secs(2)), None, "it is open");
-    place.must(&["patch", "federationpartner", "fabrikam", "--type=merge", "-p", r#"{"spec": {"state": "Suspended"}}"#]);
+    place.must(&[
+        "patch",
+        "federationpartner",
+        "fabrikam",
+        "--type=merge",
+        "-p",
+        r#"{"spec": {"state": "Suspended"}}"#,
+    ]);
     let took = ends(&mut held, SOON).expect("a suspended partner is cut");
     drop(stdin);
     eprintln!("a suspended partner's connection ended {took:.2?} after kubectl patch");
