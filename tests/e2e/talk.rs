@@ -132,8 +132,11 @@ spec:
         let said = place.run("pod/db-0", "curl -sS --max-time 10 http://any/");
         assert_eq!(said.out, "member\n", "its own Service: {}", said.err);
     }
-    let status = place.must(&["get", "trustedserver", "db", "-o", "jsonpath={.status.proxies.summary}"]);
-    assert_eq!(status, "3/3");
+    // While much changes elsewhere, the leader says so a moment later.
+    until(15, "all three are told of", || {
+        let status = place.must(&["get", "trustedserver", "db", "-o", "jsonpath={.status.proxies.summary}"]);
+        if status == "3/3" { Ok(()) } else { Err(status) }
+    });
 }
 
 #[test]
