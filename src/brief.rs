@@ -5,18 +5,25 @@
 //! since an ignored restriction is a hole. Sizes do not grow with the topology: the symbolic rule `AllDeclared`
 //! stands for every declared server, and addresses travel apart, as routes.
 
+mod partners;
+mod scopes;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    partners::{PartnerContact, PartnerEdge, PartnerLink, PartnerStanding},
+    scopes::{INTERNAL, OnStale, PartnerNames, Revocation, Scope, ScopeNames, Withdrawal, partner_scope},
+};
 use crate::{
     identity::{DnsName, Peer, SpiffeId},
-    refusal::{ReadyDetail, Refusal, WithdrawnDetail},
+    refusal::{ReadyDetail, Refusal},
 };
 
 /// The brief version that this build reads and writes.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Up to this many addresses are pushed to every proxy; beyond it proxies ask at the first dial.
 pub const PUSHED_ROUTES: usize = 2_000;
 /// Bound of a sync request's body, in bytes.
@@ -79,6 +86,10 @@ pub struct Brief {
     pub egress: Egress,
     /// Whom we trust, for what.
     pub scopes: Vec<Scope>,
+    /// How we deal with the partners that have a scope here. Only Edge servers have any.
+    pub partners: Vec<PartnerLink>,
+    /// Roots of the web PKI, PEM: the anchors of the scopes that say so. Empty where none does.
+    pub web_roots: Vec<String>,
     /// Seconds that open connections are given when the pod ends.
     pub drain_seconds: u32,
 }
@@ -122,6 +133,20 @@ pub struct Port {
     pub mode: Mode,
     /// Who may call; only `MutualTls` can enforce it.
     pub allow: Allow,
+    /// How clients are met; `ServerTls` alone has it.
+    pub server_tls: Option<ServerTls>,
+}
+
+/// How clients of a `ServerTls` port are met.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ServerTls {
+    /// Application protocols to offer, preferred first; empty = none.
+    pub alpn: Vec<String>,
+    /// Whether clients may speak TLS 1.2.
+    pub tls12: bool,
+    /// Whether clients may present a certificate. One that does is a server of our own trust domain, or refused.
+    pub client_certificate: bool,
 }
 
 /// What the wire of a TCP port carries.
@@ -193,6 +218,19 @@ pub struct Egress {
     pub unrestricted: bool,
     /// These networks may be called as they are.
     pub networks: Vec<EgressNetwork>,
+    /// These names may be called as they are. The DNS guard answers them with addresses of its own, and the sidecar looks
+    /// them up at each call.
+    pub hosts: Vec<EgressHost>,
+}
+
+/// A name that may be called without TLS of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EgressHost {
+    /// The name.
+    pub host: DnsName,
+    /// TCP ports, at least one.
+    pub ports: Vec<u16>,
 }
 
 /// A network that may be called without TLS of ours.
@@ -205,83 +243,6 @@ pub struct EgressNetwork {
     pub ports: Vec<u16>,
 }
 
-/// A trust scope: anchors that may vouch for one group of names. Scopes are never pooled.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Scope {
-    /// [`INTERNAL`]: our own authority; [`partner_scope`]: a partner's.
-    pub id: String,
-    /// Whom the anchors may vouch for.
-    pub names: ScopeNames,
-    /// Root certificates, PEM.
-    pub anchors: Vec<String>,
-    /// Key identifiers of the issuing certificates in use, hex: a chain through any other is refused. A partner's is
-    /// empty: its authority moves its issuers without telling us.
-    pub issuers: Vec<String>,
-    /// What was taken back. `None` in scope `internal` = nobody knows, so everybody is refused; in a partner's = the
-    /// partner publishes nothing, and its certificates count until they end.
-    pub revocation: Option<Revocation>,
-}
-
-/// Whom the anchors of a scope may vouch for.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum ScopeNames {
-    /// Servers of our own trust domain, by the one URI in their leaf (scope `internal`).
-    Servers,
-    /// A partner: the DNS names in its leaf.
-    Partner(PartnerNames),
-}
-
-/// The names that a partner may prove.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PartnerNames {
-    /// Every DNS name in a leaf lies in one of these.
-    pub domains: Vec<DnsName>,
-    /// Where there are any, a leaf carries at least one of these exact names.
-    pub server_names: Vec<DnsName>,
-    /// SHA-256 of the public keys (SubjectPublicKeyInfo) that a leaf may have, base64; empty = any.
-    pub public_key_pins: Vec<String>,
-}
-
-/// What a scope's authority has taken back of what it issued: a CRL as a set, and whole identities beside it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Revocation {
-    /// Number of the CRL that it stands for; never goes back.
-    pub number: u64,
-    /// When that was signed, Unix seconds.
-    pub this_update: i64,
-    /// Until when it may be relied on, Unix seconds.
-    pub next_update: i64,
-    /// Revoked serials (lower-case hex) by the issuer's key identifier. An issuer without an entry is one of unknown
-    /// status.
-    pub serials: BTreeMap<String, Vec<String>>,
-    /// Identities whose certificates are taken back.
-    pub withdrawn: Vec<Withdrawal>,
-}
-
-/// Certificates of one identity that are taken back together.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct Withdrawal {
-    /// Whose.
-    pub id: SpiffeId,
-    /// Those whose validity starts before this moment, Unix seconds.
-    pub starting_before: i64,
-    /// Why.
-    pub reason: WithdrawnDetail,
-}
-
-/// The id of our own authority's scope.
-pub const INTERNAL: &str = "internal";
-
-/// The id of the scope of the `FederationPartner` called `name`.
-pub fn partner_scope(name: &str) -> String {
-    format!("partner/{name}")
-}
-
 /// The declared server behind one address. Routes only *find* peers; certificates prove them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -290,6 +251,8 @@ pub struct Route {
     pub address: IpAddr,
     /// Who must answer there.
     pub server: SpiffeId,
+    /// DNS names that may lead here: those that this server's certificates carry, a pod's own with its own address.
+    pub names: Vec<DnsName>,
     /// UID of the pod, where the address is a pod's with a sidecar.
     pub pod: Option<String>,
     /// Whether a sidecar of ours answers there; else the server's own software does, which holds its key itself.
@@ -341,6 +304,8 @@ pub struct SyncRequest {
     pub pods: Vec<String>,
     /// Addresses to look up now; a non-empty list is answered at once.
     pub ask: Vec<IpAddr>,
+    /// DNS names to look up now: every route that one of them may lead to is told. Answered at once as well.
+    pub ask_names: Vec<DnsName>,
     /// What was seen since the last report that was answered; one with refusals is answered at once.
     pub report: Report,
 }
@@ -367,6 +332,8 @@ pub struct Report {
     pub leaf_not_after: i64,
     /// Serial of our certificate, lower-case hex.
     pub leaf_serial: String,
+    /// The last contact with each partner that there was any with, by its name; at most as many as the brief has.
+    pub contacts: BTreeMap<String, PartnerContact>,
 }
 
 /// Equal refusals, counted.
@@ -497,6 +464,11 @@ impl Brief {
             network.cidr.contains(&address) && (network.ports.is_empty() || network.ports.contains(&port))
         };
         self.standing == Standing::Active && (self.egress.unrestricted || self.egress.networks.iter().any(matches))
+    }
+
+    /// How the partner `name` is dealt with.
+    pub fn link(&self, name: &str) -> Option<&PartnerLink> {
+        self.partners.iter().find(|link| link.name == name)
     }
 
     /// The scope `id`, where the brief has it.

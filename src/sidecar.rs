@@ -13,6 +13,8 @@ pub const OUTBOUND_PORT: u16 = 15001;
 pub const INBOUND_PORT: u16 = 15006;
 /// Readiness, metrics and the application's rewritten probes.
 pub const HEALTH_PORT: u16 = 15020;
+/// The DNS guard: what the application asks of its resolvers is redirected here (loopback only, UDP and TCP).
+pub const DNS_PORT: u16 = 15053;
 /// Read-only administration, loopback only.
 pub const ADMIN_PORT: u16 = 15000;
 
@@ -29,6 +31,9 @@ pub const DOMAIN_LABEL: &str = "entente.dev/trust-domain";
 pub const STATE_DIR: &str = "/run/entente/state";
 /// Where the certificate that ServerTLS ports show is mounted, in the sidecar only, where the server names one.
 pub const SERVER_CERTIFICATE_DIR: &str = "/run/entente/server-certificate";
+/// Below it are the certificates that are presented to partners instead of our own, in a folder of each partner's name;
+/// mounted in the sidecar only, where a partner names one.
+pub const PRESENTED_CERTIFICATES_DIR: &str = "/run/entente/presented";
 /// Where the projected pod-bound token is mounted, in the sidecar only.
 pub const TOKEN_FILE: &str = "/run/entente/token/token";
 

@@ -4,22 +4,25 @@
 pub mod conditions;
 pub mod crds;
 mod federation_partner;
+mod partner_trust;
 mod trust_domain;
 mod trusted_server;
 
 pub use federation_partner::{
-    AnchorStatus, ConfigMapKey, Distribution, FederationPartner, FederationPartnerSpec, FederationPartnerStatus,
-    PartnerState, PartnerTrust,
+    AnchorStatus, BundleStatus, Distribution, FederationPartner, FederationPartnerSpec, FederationPartnerStatus,
+    OnStale, PartnerCrlStatus, PartnerEdge, PartnerLimits, PartnerRevocation, PartnerState,
 };
+pub use partner_trust::{ConfigMapKey, EndpointProfile, PartnerTrust, PublicCa, SpiffeEndpoint};
 pub use trust_domain::{
     AuthoritySpec, AuthorityState, AuthorityStatus, CrlStatus, DefaultPeers, KeyAlgorithm, LeafSpec, ManagedAuthority,
     PartnerCounts, PeerExpiry, RevocationSpec, RotationPolicy, RotationSpec, SecretName, ServerCounts, TopologySpec,
     TrustDomain, TrustDomainSpec, TrustDomainStatus,
 };
 pub use trusted_server::{
-    AllowedPeer, CertificateCounts, CertificateSpec, EgressRule, ObjectName, OutboundPolicy, OutboundSpec, PartnerName,
-    PodSelector, PortMode, PortSpec, Protocol, ProxyCounts, ProxyResources, ProxySpec, Requirement, RevocationCounts,
-    Role, SelectorOperator, ServerState, TrustedServer, TrustedServerSpec, TrustedServerStatus,
+    AllowedPeer, CertificateCounts, CertificateSpec, ClientCertificate, EgressRule, MinTlsVersion, ObjectName,
+    OutboundPolicy, OutboundSpec, PartnerName, PodSelector, PortMode, PortSpec, Protocol, ProxyCounts, ProxyResources,
+    ProxySpec, Requirement, RevocationCounts, Role, SelectorOperator, ServerState, TrustedServer, TrustedServerSpec,
+    TrustedServerStatus,
 };
 
 /// The API group of every kind.

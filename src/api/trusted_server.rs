@@ -176,10 +176,12 @@ pub enum SelectorOperator {
         .message("protocol UDP must have mode Plaintext: UDP is not protected"),
     validation = Rule::new("!has(self.allowFrom) || self.mode == 'MutualTLS'")
         .message("allowFrom must not be set unless mode is MutualTLS: other modes do not know their callers"),
+    validation = Rule::new("self.mode == 'ServerTLS' || (self.alpn.size() == 0 && self.minTLSVersion == '1.3' && self.clientCertificate == 'None')")
+        .message("alpn, minTLSVersion and clientCertificate must not be set unless mode is ServerTLS"),
     validation = Rule::new("self.protocol != 'UDP' || !has(self.targetPort) || self.targetPort == self.port")
         .message("targetPort must equal port for protocol UDP"),
-    validation = Rule::new("!(self.port in [15000, 15001, 15006, 15020]) && (!has(self.targetPort) || !(self.targetPort in [15000, 15001, 15006, 15020]))")
-        .message("port and targetPort must not be one of the sidecar's own: 15000, 15001, 15006, 15020")
+    validation = Rule::new("!(self.port in [15000, 15001, 15006, 15020, 15053]) && (!has(self.targetPort) || !(self.targetPort in [15000, 15001, 15006, 15020, 15053]))")
+        .message("port and targetPort must not be one of the sidecar's own: 15000, 15001, 15006, 15020, 15053")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct PortSpec {
@@ -199,11 +201,45 @@ pub struct PortSpec {
     /// What the wire carries.
     #[serde(default)]
     pub mode: PortMode,
+    /// ServerTLS: application protocols to offer, `h2`, `http/1.1`, `sip/2`; empty = none is spoken of.
+    #[serde(default)]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 64), regex(pattern = r"^[!-~]+$")))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub alpn: Vec<String>,
+    /// ServerTLS: the oldest TLS version that clients may speak; always without tickets.
+    #[serde(default, rename = "minTLSVersion")]
+    pub min_tls_version: MinTlsVersion,
+    /// ServerTLS: whether clients may present a certificate. Optional = a declared server that presents one is known by
+    /// it in records and metrics, and its connection ends with its trust; one that proves nothing is refused.
+    #[serde(default)]
+    pub client_certificate: ClientCertificate,
     /// Who may call. Absent = the domain's default (an Edge server: itself alone); empty = nobody, this server included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub allow_from: Option<Vec<AllowedPeer>>,
+}
+
+/// The oldest TLS version that is spoken.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum MinTlsVersion {
+    /// TLS 1.3 alone.
+    #[default]
+    #[serde(rename = "1.3")]
+    Tls13,
+    /// TLS 1.2 as well.
+    #[serde(rename = "1.2")]
+    Tls12,
+}
+
+/// Whether clients of a ServerTLS port may present a certificate.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+pub enum ClientCertificate {
+    /// None is asked for.
+    #[default]
+    None,
+    /// One is asked for and may be left out.
+    Optional,
 }
 
 /// Transport protocols.
@@ -232,8 +268,8 @@ pub enum PortMode {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[x_kube(
     validation = Rule::new("has(self.server) != has(self.partner)").message("exactly one of server and partner must be set"),
-    validation = Rule::new("!has(self.targetPort) || !(self.targetPort in [15000, 15001, 15006, 15020])")
-        .message("targetPort must not be one of the sidecar's own: 15000, 15001, 15006, 15020")
+    validation = Rule::new("!has(self.targetPort) || !(self.targetPort in [15000, 15001, 15006, 15020, 15053])")
+        .message("targetPort must not be one of the sidecar's own: 15000, 15001, 15006, 15020, 15053")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct AllowedPeer {
@@ -296,9 +332,14 @@ pub enum OutboundPolicy {
     Unrestricted,
 }
 
-/// A destination that may be called as it is: exactly one of `cidr` and `service`.
+/// A destination that may be called as it is: exactly one of `cidr`, `service` and `host`.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[x_kube(validation = Rule::new("has(self.cidr) != has(self.service)").message("exactly one of cidr and service must be set"))]
+#[x_kube(
+    validation = Rule::new("[has(self.cidr), has(self.service), has(self.host)].filter(one, one).size() == 1")
+        .message("exactly one of cidr, service and host must be set"),
+    validation = Rule::new("!has(self.host) || self.ports.size() > 0")
+        .message("ports must not be empty with host")
+)]
 #[serde(rename_all = "camelCase")]
 pub struct EgressRule {
     /// A network, `192.0.2.0/24` or `2001:db8::/32`.
@@ -308,6 +349,14 @@ pub struct EgressRule {
     /// A Service that is not part of the topology.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ObjectName>,
+    /// A DNS name outside the topology. The application gets an address of its sidecar for it, which looks the name up
+    /// itself at each call: what the name leads to may change, and no other address becomes callable by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(
+        length(min = 1, max = 253),
+        regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$")
+    )]
+    pub host: Option<String>,
     /// TCP ports. Empty = every port.
     #[serde(default)]
     #[schemars(length(max = 32), inner(range(min = 1, max = 65535)))]

@@ -43,11 +43,20 @@ fn brief(allow: Allow) -> Brief {
         issuer: String::new(),
         renew_within_seconds: 0,
         on_peer_expiry: OnPeerExpiry::default(),
-        ports: vec![Port { name: "sip".into(), port: 5061, target_port: 5060, mode: Mode::MutualTls, allow }],
+        ports: vec![Port {
+            name: "sip".into(),
+            port: 5061,
+            target_port: 5060,
+            mode: Mode::MutualTls,
+            allow,
+            server_tls: None,
+        }],
         edges: vec![],
         egress: Egress::default(),
         scopes: vec![],
         drain_seconds: 30,
+        partners: vec![],
+        web_roots: vec![],
     }
 }
 

@@ -47,7 +47,7 @@ impl View {
     pub fn of(scope: &Scope) -> Result<Self, ViewError> {
         let current = scope.issuers.iter().cloned().collect();
         let Some(revocation) = &scope.revocation else { return Ok(Self { current, ..Self::default() }) };
-        let Revocation { number, this_update: _, next_update, serials, withdrawn } = revocation;
+        let Revocation { number, this_update: _, next_update, on_stale: _, serials, withdrawn } = revocation;
         let count: usize = serials.values().map(Vec::len).sum();
         if count > MAX_SERIALS || withdrawn.len() > MAX_WITHDRAWN {
             return Err(ViewError::TooMany);
@@ -205,6 +205,7 @@ mod tests {
                 next_update,
                 serials: BTreeMap::from([("aa".to_owned(), serials)]),
                 withdrawn: withdrawn.iter().map(withdrawal).collect(),
+                on_stale: crate::brief::OnStale::Deny,
             }),
         }
     }

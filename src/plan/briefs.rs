@@ -5,8 +5,8 @@ use sha2::{Digest, Sha256};
 use super::{AuthorityFacts, withdrawals::Withdrawals};
 use crate::{
     brief::{
-        Allow, Brief, Cursor, Egress, INTERNAL, OnPeerExpiry, Port, Revocation, Scope, ScopeNames, Standing, VERSION,
-        partner_scope,
+        Allow, Brief, Cursor, Egress, INTERNAL, OnPeerExpiry, OnStale, Port, Revocation, Scope, ScopeNames, Standing,
+        VERSION, partner_scope,
     },
     identity::{Identity, SpiffeId},
     pki,
@@ -42,6 +42,7 @@ impl Trust {
             number: facts.crl.number,
             this_update: facts.crl.this_update,
             next_update: facts.crl.next_update,
+            on_stale: OnStale::Deny,
             serials: listed.collect(),
             withdrawn,
         };
@@ -142,8 +143,10 @@ fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners)
         on_peer_expiry: domain.map_or(OnPeerExpiry::Cut, |domain| domain.on_peer_expiry),
         ports: server.ports.iter().filter_map(|declared| port(declared, partners)).collect(),
         edges: if all_declared { edges.into_iter().flatten().cloned().collect() } else { vec![] },
-        egress: Egress { unrestricted: server.unrestricted, networks: server.egress.clone() },
+        egress: Egress { unrestricted: server.unrestricted, networks: server.egress.clone(), hosts: vec![] },
         scopes: partners.to_vec(),
+        partners: vec![],
+        web_roots: vec![],
         drain_seconds: server.drain_seconds,
     }
 }
@@ -165,6 +168,8 @@ pub fn withdrawn(identity: &Identity, trust: &Trust, at: Cursor) -> Brief {
         edges: vec![],
         egress: Egress::default(),
         scopes: vec![],
+        partners: vec![],
+        web_roots: vec![],
         drain_seconds: 0,
     };
     sealed(brief, trust, at)
@@ -176,7 +181,7 @@ fn port(port: &ServerPort, partners: &[Scope]) -> Option<Port> {
     let ServerPort { name, port, target_port, mode, allow } = port;
     let (name, mut allow) = (name.clone(), allow.clone());
     allow.partners.retain(|entry| partners.iter().any(|scope| scope.id == partner_scope(&entry.name)));
-    Some(Port { name, port: *port, target_port: *target_port, mode: (*mode)?, allow })
+    Some(Port { name, port: *port, target_port: *target_port, mode: (*mode)?, allow, server_tls: None })
 }
 
 /// Gives the brief the scope that everybody has and its cursor: the revision, and the hash of everything else.

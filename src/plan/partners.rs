@@ -51,6 +51,8 @@ pub fn common(published: Vec<Scope>, now: &[Scope]) -> Vec<Scope> {
             domains: shared(&names.domains, &also.domains)?,
             server_names: narrower(&names.server_names, &also.server_names)?,
             public_key_pins: narrower(&names.public_key_pins, &also.public_key_pins)?,
+            trust_domain: names.trust_domain.clone().filter(|own| also.trust_domain.as_ref() == Some(own)),
+            web: names.web && also.web,
         };
         Some(Scope { names: ScopeNames::Partner(names), anchors: shared(&scope.anchors, &other.anchors)?, ..scope })
     };

@@ -67,7 +67,7 @@ pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
 
 fn route(address: IpAddr, server: &Server, pod: Option<String>, ports: BTreeMap<u16, Mode>) -> Route {
     let sidecar = server.secret_name.is_none();
-    Route { address, server: server.id.clone(), pod: pod.filter(|_| sidecar), sidecar, ports }
+    Route { address, server: server.id.clone(), names: vec![], pod: pod.filter(|_| sidecar), sidecar, ports }
 }
 
 impl RouteTable {
@@ -173,6 +173,7 @@ mod tests {
                 pod: Some(format!("pod-{address}")),
                 sidecar: true,
                 ports: BTreeMap::from([(80, Mode::MutualTls)]),
+                names: vec![],
             },
         )
     }

@@ -279,6 +279,8 @@ mod tests {
                 revocation: None,
             }],
             drain_seconds: 30,
+            partners: vec![],
+            web_roots: vec![],
         }
     }
 

@@ -278,6 +278,7 @@ mod tests {
             next_update: NOW + 86_400,
             serials: BTreeMap::from([(issuer.clone(), vec!["0707".to_owned()])]),
             withdrawn: vec![],
+            on_stale: crate::brief::OnStale::Deny,
         };
         let issuers = vec![issuer.clone()];
         let brief = Brief {
@@ -301,6 +302,8 @@ mod tests {
                 revocation: Some(revocation),
             }],
             drain_seconds: 30,
+            partners: vec![],
+            web_roots: vec![],
         };
         (Arc::new(leaf), brief)
     }
@@ -362,6 +365,7 @@ mod tests {
             target_port: number + 1_000,
             mode: Mode::MutualTls,
             allow: Allow { partners, ..Allow::default() },
+            server_tls: None,
         };
         let accepted = |local: [u16; 3]| {
             let [one, two, other] = local;

@@ -229,7 +229,14 @@ mod tests {
 
     fn route(address: &str) -> Route {
         let server = SpiffeId::parse("spiffe://contoso.example/ns/sip/server/fe").unwrap();
-        Route { address: address.parse().unwrap(), server, pod: None, sidecar: true, ports: BTreeMap::new() }
+        Route {
+            address: address.parse().unwrap(),
+            server,
+            pod: None,
+            sidecar: true,
+            ports: BTreeMap::new(),
+            names: vec![],
+        }
     }
 
     fn delta(version: u64, put: &[&str], remove: &[&str]) -> RouteDelta {

@@ -1,6 +1,6 @@
 //! The long-poll: acknowledges the brief in force, reports what was seen, waits for what is new.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
@@ -197,11 +197,13 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
         keep: shared.routes.keep(),
         pods: shared.routes.unknown(shared.registry.pods()),
         ask: shared.routes.ask(),
+        ask_names: vec![],
         report: Report {
             refusals: shared.refusals.take(REPORTED),
             open: open as u64,
             leaf_not_after: leaf.identity.not_after.as_second(),
             leaf_serial: leaf.serial(),
+            contacts: BTreeMap::new(),
         },
     }
 }

@@ -73,7 +73,13 @@ fn partner(
         uid: object.metadata.uid.clone().unwrap_or_default(),
         domain: domain.name.clone(),
         state: spec.state,
-        names: PartnerNames { domains, server_names, public_key_pins: spec.public_key_pins.clone() },
+        names: PartnerNames {
+            domains,
+            server_names,
+            public_key_pins: spec.public_key_pins.clone(),
+            trust_domain: None,
+            web: false,
+        },
         roots,
         valid_until: spec.valid_until.as_ref().map(|time| time.0),
     })

@@ -367,7 +367,7 @@ fn peers_and_egress(declared: &Declared, object: &TrustedServer, topology: &mut 
 fn egress(declared: &Declared, object: &TrustedServer, key: &ServerKey, problems: &mut Problems) -> Vec<EgressNetwork> {
     let mut networks = vec![];
     for rule in &object.spec.outbound.extra {
-        let EgressRule { cidr, service, ports } = rule;
+        let EgressRule { cidr, service, host: _, ports } = rule;
         let ports: Vec<u16> = ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect();
         if let Some(text) = cidr {
             match text.parse() {

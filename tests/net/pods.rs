@@ -125,6 +125,7 @@ impl Hub {
             target_port: *port,
             mode: *mode,
             allow: if *mode == Mode::MutualTls { allow.clone() } else { Allow::default() },
+            server_tls: None,
         };
         let brief: Brief = self.control.brief(server, ports.iter().map(port).collect());
         self.control.declare(&pod.name, server, Some(brief));

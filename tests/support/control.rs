@@ -192,6 +192,7 @@ impl Server {
                 pod: None,
                 sidecar: true,
                 ports: BTreeMap::new(),
+                names: vec![],
             });
             route.server = server.clone();
             route.ports.insert(address.port(), mode);
@@ -216,6 +217,8 @@ impl Server {
             on_peer_expiry: OnPeerExpiry::default(),
             scopes: vec![self.domain.scope()],
             drain_seconds: 30,
+            partners: vec![],
+            web_roots: vec![],
         }
     }
 

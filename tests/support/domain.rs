@@ -64,6 +64,7 @@ impl Domain {
                 next_update: now + 86_400,
                 serials: BTreeMap::from([(issuer, vec![])]),
                 withdrawn: vec![],
+                on_stale: entente::brief::OnStale::Deny,
             }),
         }
     }

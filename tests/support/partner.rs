@@ -70,6 +70,8 @@ impl Authority {
             domains: vec![DnsName::parse(domain).unwrap()],
             server_names: vec![],
             public_key_pins: vec![],
+            trust_domain: None,
+            web: false,
         };
         Scope {
             id: partner_scope(name),

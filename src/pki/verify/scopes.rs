@@ -110,7 +110,7 @@ fn listed<'a>(brief: &'a Brief, scope: &Scope) -> Result<&'a str, ScopeError> {
 
 /// It says no more than a partner's scope can, and not too much of it: what would be ignored is refused.
 fn bounded(scope: &Scope, names: &PartnerNames) -> Result<(), ScopeError> {
-    let PartnerNames { domains, server_names, public_key_pins } = names;
+    let PartnerNames { domains, server_names, public_key_pins, trust_domain: _, web: _ } = names;
     let bounded = (1..=MAX_DOMAINS).contains(&domains.len())
         && server_names.len() <= MAX_EXACT
         && public_key_pins.len() <= MAX_EXACT;

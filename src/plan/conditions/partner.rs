@@ -32,6 +32,9 @@ pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&P
         conditions: write(&states, &old.conditions, generation, seen.now),
         observed_generation: generation,
         anchors: partner.map(|partner| in_order(partner, seen.now).map(anchor).collect()).unwrap_or_default(),
+        trust_source: String::new(),
+        bundle: None,
+        crl: None,
         distribution: Distribution {
             edges: count(edges.iter().map(|pods| pods.all.len()).sum()),
             current: count(edges.iter().map(|pods| pods.current).sum()),

@@ -53,7 +53,9 @@ pub enum NotInjectable {
         name: String,
     },
     /// A container that listens, or is probed, on a port of the sidecar.
-    #[error("container {container}: port {port} must be another one: the sidecar uses 15000, 15001, 15006 and 15020")]
+    #[error(
+        "container {container}: port {port} must be another one: the sidecar uses 15000, 15001, 15006, 15020 and 15053"
+    )]
     ReservedPort {
         /// Name of the container.
         container: String,

@@ -66,6 +66,7 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         target_port: port,
         mode,
         allow: Allow::servers(servers),
+        server_tls: None,
     };
     let all = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
     let withdrawal =
@@ -76,6 +77,7 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         next_update: 0,
         serials: BTreeMap::from([("aa".to_owned(), all(serials))]),
         withdrawn: withdrawn.iter().map(withdrawal).collect(),
+        on_stale: crate::brief::OnStale::Deny,
     };
     let scope = Scope {
         id: "internal".to_owned(),
@@ -100,9 +102,12 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         egress: Egress {
             unrestricted: false,
             networks: vec![EgressNetwork { cidr: "192.0.2.0/24".parse().unwrap(), ports: vec![443] }],
+            hosts: vec![],
         },
         scopes: vec![scope],
         drain_seconds: 30,
+        partners: vec![],
+        web_roots: vec![],
     };
     Judge { brief, anchors: Anchors::default(), view, partners: Partners::default() }
 }
@@ -114,6 +119,7 @@ fn table() -> Arc<Table> {
         pod: None,
         sidecar: true,
         ports: BTreeMap::from([(5, Mode::MutualTls)]),
+        names: vec![],
     };
     let routes = Routes::default();
     let put = vec![route("10.0.0.1", "callee"), route("10.0.0.2", "other")];

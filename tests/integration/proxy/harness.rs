@@ -87,7 +87,7 @@ impl Plan {
     pub(super) fn port_for(mut self, mode: Mode, application: SocketAddr, allow: Allow) -> Self {
         let port = PORT + u16::try_from(self.ports.len()).unwrap();
         let name = format!("port-{port}");
-        self.ports.push(Port { name, port, target_port: application.port(), mode, allow });
+        self.ports.push(Port { name, port, target_port: application.port(), mode, allow, server_tls: None });
         let ip = self.ip;
         self.arriving_for(SocketAddr::new(ip, port))
     }

@@ -95,7 +95,7 @@ fn name(text: &str) -> DnsName {
 
 fn names(domains: &[&str]) -> PartnerNames {
     let domains = domains.iter().map(|domain| name(domain)).collect();
-    PartnerNames { domains, server_names: vec![], public_key_pins: vec![] }
+    PartnerNames { domains, server_names: vec![], public_key_pins: vec![], trust_domain: None, web: false }
 }
 
 fn scope(partner: &str, names: PartnerNames, anchors: &[&Authority]) -> Scope {
@@ -115,8 +115,14 @@ fn listing(partners: &[&str]) -> Allow {
 
 /// The brief of an Edge server whose one port lists `partners`.
 fn brief(partners: &[&str], scopes: Vec<Scope>) -> Brief {
-    let port =
-        Port { name: "edge".into(), port: 5061, target_port: 5060, mode: Mode::MutualTls, allow: listing(partners) };
+    let port = Port {
+        name: "edge".into(),
+        port: 5061,
+        target_port: 5060,
+        mode: Mode::MutualTls,
+        allow: listing(partners),
+        server_tls: None,
+    };
     Brief {
         version: VERSION,
         cursor: Cursor::default(),
@@ -132,6 +138,8 @@ fn brief(partners: &[&str], scopes: Vec<Scope>) -> Brief {
         egress: Egress::default(),
         scopes,
         drain_seconds: 30,
+        partners: vec![],
+        web_roots: vec![],
     }
 }
 
