@@ -22,7 +22,7 @@ pub use self::{
     anchors::{AnchorError, Anchors},
     partner::{Partner, PartnerProblem, PinError},
     policy::Flaw,
-    scopes::{Partners, ScopeError, Scopes},
+    scopes::{MAX_PARTNERS, Partners, ScopeError, Scopes},
 };
 use crate::{
     identity::{Identity, Peer, SpiffeId},
