@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{Plan, Step, World};
+use super::{Plan, Step, Turn, World};
 use crate::{
     api::Role,
     brief::{Mode, PartnerLink, PartnerNames, PartnerStanding, Scope, ScopeNames, partner_scope},
     pki::bundle::Bundle,
-    topology::{Domain, Partner, Server, Topology},
+    topology::{Domain, Partner, PartnerKey, Server, Topology},
 };
 
 /// Name of the ConfigMap with the roots of a namespace's partners.
@@ -28,17 +28,25 @@ pub struct Federation {
 /// What the sidecars of `server` are told of partners: an Edge server of those that a port of it lists, and of those
 /// that it may call; every other server of none. One that is not trusted now has no anchors.
 pub fn told(topology: &Topology, server: &Server, now: Timestamp) -> Federation {
-    if server.role != Role::Edge {
-        return Federation::default();
-    }
+    let (scopes, links) = met(topology, server).map(|partner| (scope(partner, now), link(partner, now))).unzip();
+    Federation { scopes, links }
+}
+
+fn met<'a>(topology: &'a Topology, server: &'a Server) -> impl Iterator<Item = &'a Partner> {
     // A port of another mode knows no caller, and a sidecar refuses a scope that serves nobody.
     let ports = server.ports.iter().filter(|port| port.mode == Some(Mode::MutualTls));
     let entries = ports.flat_map(|port| &port.allow.partners);
     let listed: BTreeSet<&str> = entries.map(|entry| entry.name.as_str()).collect();
     let here = topology.partners().filter(|partner| partner.key.namespace == server.key.namespace);
-    let met = here.filter(|partner| listed.contains(partner.key.name.as_str()) || !partner.edges.is_empty());
-    let (scopes, links) = met.map(|partner| (scope(partner, now), link(partner, now))).unzip();
-    Federation { scopes, links }
+    here.filter(move |partner| {
+        server.role == Role::Edge && (listed.contains(partner.key.name.as_str()) || !partner.edges.is_empty())
+    })
+}
+
+/// The Secrets with certificates that sidecars of `server` present to partners, by the partner's name.
+pub fn presented(topology: &Topology, server: &Server) -> BTreeMap<String, String> {
+    let secret = |partner: &Partner| Some((partner.key.name.clone(), partner.present_secret.clone()?));
+    met(topology, server).filter_map(secret).collect()
 }
 
 fn scope(partner: &Partner, now: Timestamp) -> Scope {
@@ -119,6 +127,17 @@ fn narrower<T: Clone + PartialEq>(one: &[T], other: &[T]) -> Option<Vec<T>> {
         ([], all) | (all, []) => Some(all.to_vec()),
         (one, other) => shared(one, other),
     }
+}
+
+/// Whether a partner that is being deleted may go: no sidecar that can be reached has it in force any more. Nobody waits
+/// for one that cannot be reached, so that no deletion hangs; it cuts the partner as soon as it hears of it.
+pub(super) fn may_go(key: &PartnerKey, topology: &Topology, turn: Option<&Turn<'_>>) -> bool {
+    let Some(turn) = turn else { return true };
+    let here = topology.servers().filter(|server| server.key.namespace == key.namespace && server.role == Role::Edge);
+    here.filter_map(|server| turn.survey.get(&server.key)).all(|pods| {
+        let waiting = pods.all.len() - pods.bare.len() - pods.foreign_account.len() - pods.disconnected.len();
+        pods.current >= waiting
+    })
 }
 
 /// What ConfigMap `entente-partners` of a namespace holds; nothing = there is none.

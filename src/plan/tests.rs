@@ -131,8 +131,16 @@ pub(super) fn settle(world: &mut World, now: Timestamp) -> Plan {
                 Step::DeletePartners { namespace } => drop(world.partner_bundles.remove(&namespace)),
                 Step::WriteBundle { namespace, data, .. } => drop(world.bundles.insert(namespace, data)),
                 Step::Hold { key, finalizers, .. } => {
-                    let same = |one: &&mut TrustedServer| one.metadata.name.as_ref() == Some(&key.name);
-                    world.declared.servers.iter_mut().find(same).unwrap().metadata.finalizers = Some(finalizers);
+                    let servers = world.declared.servers.iter_mut().map(|one| {
+                        let key = Key::Server(ServerKey::of(one));
+                        (key, &mut one.metadata)
+                    });
+                    let partners = world.declared.partners.iter_mut().map(|one| {
+                        let key = Key::Partner(PartnerKey::of(one));
+                        (key, &mut one.metadata)
+                    });
+                    let held = servers.chain(partners).find(|(own, _)| *own == key).unwrap().1;
+                    held.finalizers = Some(finalizers);
                 }
                 Step::Revoke { ledger, marks, .. } => {
                     let seen = world.ledgers.get_mut(&ledger).unwrap();

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::{
     api::{FederationPartner, PartnerState, TrustedServer},
-    brief::{Brief, Cursor, INTERNAL},
+    brief::{Brief, Cursor, INTERNAL, PartnerContact},
     identity::DnsName,
     pki::roots::tests::authority,
     plan::{
@@ -15,7 +15,8 @@ use crate::{
         news,
         tests::{at, condition, follow, is, pod, server, settle, world},
     },
-    topology::{PartnerKey, facts::PodFacts},
+    refusal::Refusal,
+    topology::facts::PodFacts,
 };
 
 fn partner(name: &str, roots: &str) -> FederationPartner {
@@ -350,4 +351,81 @@ fn in_no_topology_is_an_internal_server_told_of_a_partner_and_an_edge_server_onl
         }
     }
     assert!(scopes > 40 && internal > 500, "the worlds are not empty: {scopes}, {internal}");
+}
+
+#[test]
+fn an_edge_server_is_told_where_a_partner_is_and_may_call_it_without_being_called() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    let spec: crate::api::FederationPartnerSpec = serde_saphyr::from_str(
+        "{domains: [fabrikam.example], trust: {}, minTLSVersion: '1.2', presentSecretName: shown,
+          edges: [{host: sip.fabrikam.example, port: 5061}, {host: sip.litware.example, port: 5061}],
+          limits: {maxConnections: 7}}",
+    )
+    .unwrap();
+    let trust = std::mem::take(&mut world.declared.partners[0].spec.trust);
+    world.declared.partners[0].spec = crate::api::FederationPartnerSpec { trust, ..spec };
+    for app in ["gate", "door"] {
+        let link = brief(&world, app, 100).partners.remove(0);
+        assert_eq!(link.edges.len(), 1, "{app}: a host outside its domains could never prove itself");
+        assert_eq!((link.edges[0].host.as_str(), link.edges[0].port), ("sip.fabrikam.example", 5061));
+        assert_eq!((link.tls12, link.presents, link.max_connections, link.handshakes_per_second), (true, true, 7, 10));
+    }
+    assert_eq!(brief(&world, "web", 100).partners, vec![]);
+    let (topology, _) = Topology::resolve(&world.declared);
+    let secrets = |app: &str| presented(&topology, topology.pod(&format!("pod-{app}")).unwrap().0);
+    assert_eq!(secrets("door"), BTreeMap::from([("fabrikam".to_owned(), "shown".to_owned())]));
+    assert_eq!(secrets("web"), BTreeMap::new());
+}
+
+#[test]
+fn a_call_that_failed_is_against_a_partner_and_one_that_was_never_tried_is_not() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    settle(&mut world, at(100));
+    for app in ["gate", "door", "web"] {
+        follow(&mut world, app, at(100));
+    }
+    world.behind_since.clear();
+    settle(&mut world, at(100));
+    assert_eq!(of_partner(&world, "Reachable"), is("Unknown", "NotTried"));
+    assert_eq!(of_partner(&world, "Ready"), is("True", "Ready"));
+    let timeout = Refusal::Timeout(crate::refusal::TimeoutDetail::Connect);
+    for (pod, second, refused, wanted) in [
+        ("pod-gate", 110, None, is("True", "Verified")),
+        ("pod-door", 120, Some(Refusal::DialFailed), is("False", "DialFailed")),
+        ("pod-gate", 130, Some(timeout), is("False", "DialFailed")),
+        ("pod-gate", 140, Some(Refusal::NameOutOfScope), is("False", "NameOutOfScope")),
+        ("pod-gate", 120, None, is("False", "DialFailed")),
+        ("pod-door", 150, None, is("True", "Verified")),
+    ] {
+        let contact = PartnerContact { at: second, refused };
+        world.proxies.get_mut(pod).unwrap().contacts.insert("fabrikam".to_owned(), contact);
+        settle(&mut world, at(200));
+        assert_eq!(of_partner(&world, "Reachable"), wanted, "{pod} at {second}");
+        assert_eq!(of_partner(&world, "Ready").0, wanted.0);
+    }
+}
+
+#[test]
+fn a_deleted_partner_stays_until_no_edge_sidecar_that_can_be_reached_trusts_it() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    settle(&mut world, at(100));
+    for app in ["gate", "door", "web"] {
+        follow(&mut world, app, at(100));
+    }
+    world.behind_since.clear();
+    settle(&mut world, at(100));
+    let held = |world: &World| world.declared.partners[0].metadata.finalizers.clone().unwrap_or_default();
+    assert_eq!(held(&world), ["entente.dev/withdrawal"]);
+    world.declared.partners[0].metadata.deletion_timestamp = Some(Time(at(110)));
+    settle(&mut world, at(110));
+    assert_eq!(held(&world), ["entente.dev/withdrawal"], "the gate has it still in force");
+    assert_eq!(ids(&brief(&world, "gate", 110)), [INTERNAL], "though nobody is told of it any more");
+    let mut unreachable = world.clone();
+    follow(&mut world, "gate", at(110));
+    settle(&mut world, at(110));
+    assert_eq!(held(&world), Vec::<String>::new());
+    unreachable.proxies.get_mut("pod-gate").unwrap().connected = false;
+    settle(&mut unreachable, at(120));
+    settle(&mut unreachable, at(126));
+    assert_eq!(held(&unreachable), Vec::<String>::new(), "nobody waits for a sidecar that cannot be reached");
 }

@@ -64,7 +64,13 @@ pub(super) fn life(declared: &mut Declared, (namespace, number, kind): (&str, u6
         return;
     }
     if kind == 13 && number == 0 {
-        declared.partners.pop();
+        let Some(last) = declared.partners.last_mut() else { return };
+        if last.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) {
+            declared.partners.pop();
+        } else {
+            last.metadata.deletion_timestamp = Some(Time(now));
+            last.metadata.resource_version = Some(version.to_string());
+        }
         return;
     }
     let Some(one) = declared.partners.first_mut() else { return };
