@@ -244,6 +244,22 @@ mod tests {
     }
 
     #[test]
+    fn of_a_large_table_a_name_is_told_with_every_address_that_it_may_lead_to() {
+        let mut table = RouteTable::new(1);
+        let name = |text: &str| DnsName::parse(text).unwrap();
+        let mut routes: BTreeMap<_, _> = (0..3_000).map(|address| sample(address, "a")).collect();
+        for (index, route) in routes.values_mut().enumerate() {
+            route.names = vec![name(if index < 2 { "a.contoso.example" } else { "b.contoso.example" })];
+        }
+        table.update(routes);
+        let cursor = table.since(None, &Asked::default()).unwrap().cursor;
+        let told = |asked: &str| table.since(Some(cursor), &Asked { names: &[name(asked)], ..Asked::default() });
+        assert_eq!(told("a.contoso.example").unwrap().put.len(), 2);
+        assert_eq!(told("b.contoso.example").unwrap().put.len(), PUSHED_ROUTES, "as many as are ever pushed");
+        assert_eq!(told("c.contoso.example").unwrap().put, vec![], "nobody's is an answer");
+    }
+
+    #[test]
     fn a_large_table_is_told_only_on_demand() {
         let mut table = RouteTable::new(1);
         table.update((0..3_000).map(|address| sample(address, "a")).collect());
