@@ -155,8 +155,11 @@ pub struct Topology {
     /// Servers of a namespace, oldest first.
     by_age: BTreeMap<String, Vec<ServerKey>>,
     pods: BTreeMap<String, (ServerKey, PodFacts)>,
-    services: BTreeMap<ServerKey, Vec<(ServiceFacts, BTreeMap<u16, Mode>)>>,
+    services: BTreeMap<ServerKey, Vec<OwnService>>,
 }
+
+/// A Service whose pods are one server's, and the ports of it that may be dialled.
+type OwnService = (ServiceFacts, BTreeMap<u16, Mode>);
 
 /// A trust domain.
 #[derive(Clone, Debug, PartialEq)]
