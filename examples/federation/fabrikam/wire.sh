@@ -2,7 +2,7 @@
 # What is on Fabrikam's wire. wire.sh start: begins to record. wire.sh stop: ends, and says what was there.
 set -eu
 record() {
-  tcpdump -i any -U -w /tmp/wire.pcap 'tcp port 5060 or tcp port 5061' >/tmp/tcpdump.log 2>&1 &
+  tcpdump -i any -Z root -U -w /tmp/wire.pcap 'tcp port 5060 or tcp port 5061' >/tmp/tcpdump.log 2>&1 &
   echo $! >/tmp/tcpdump.pid
   for _ in 1 2 3 4 5 6 7 8 9 10; do
     ! grep -q '^.*listening on' /tmp/tcpdump.log || return 0
