@@ -64,6 +64,8 @@ pub enum Refusal {
     PortNotAllowed,
     /// The address is not a declared server's and not allowed egress.
     DestinationNotDeclared,
+    /// What was told of a declared name is not where its server is.
+    DnsMismatch,
     /// The peer could not be reached.
     DialFailed,
     /// The peer refused us with a TLS alert.
@@ -232,6 +234,7 @@ impl Refusal {
             Self::NotInTopology => "NotInTopology",
             Self::PortNotAllowed => "PortNotAllowed",
             Self::DestinationNotDeclared => "DestinationNotDeclared",
+            Self::DnsMismatch => "DnsMismatch",
             Self::DialFailed => "DialFailed",
             Self::PeerRefused(_) => "PeerRefused",
             Self::Truncated => "Truncated",
@@ -269,6 +272,7 @@ impl Refusal {
             | Self::NotInTopology
             | Self::PortNotAllowed
             | Self::DestinationNotDeclared
+            | Self::DnsMismatch
             | Self::DialFailed
             | Self::Truncated
             | Self::HalfClosed

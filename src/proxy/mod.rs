@@ -8,6 +8,7 @@ mod access;
 mod basis;
 mod channel;
 mod credentials;
+mod dns;
 mod drain;
 mod enrol;
 mod expiry;

@@ -16,6 +16,7 @@ use super::{
     access::Refusals,
     basis::Basis,
     credentials::{self, Leaf},
+    dns::Guard,
     generation::{Generation, GenerationError, Readiness},
     metrics::Metrics,
     registry::{self, Place, Registry},
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     /// Where declared servers live.
     pub(super) routes: Routes,
+    /// What the application is told of names.
+    pub(super) guard: Guard,
     /// What Prometheus sees.
     pub(super) metrics: Metrics,
     /// What the next sync reports.
@@ -81,6 +84,7 @@ impl Shared {
             draining: AtomicBool::new(false),
             registry: Arc::default(),
             routes: Routes::default(),
+            guard: Guard::new(),
             metrics: Metrics::default(),
             refusals: Refusals::default(),
             place,
@@ -147,6 +151,7 @@ impl Shared {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.in_force();
         let generation = Arc::new(self.build(brief, leaf, before.as_deref())?);
+        self.guard.follow(generation.brief());
         self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));
         let cut = self.registry.rejudge(&generation.judge, &self.routes.table(), telemetry::now());
         self.metrics.brief(generation.cursor().revision);
