@@ -38,6 +38,9 @@ pub(super) struct Arguments {
     /// Where the certificate that ServerTLS ports show is mounted, if it is.
     #[arg(long, default_value = sidecar::SERVER_CERTIFICATE_DIR)]
     server_certificate: PathBuf,
+    /// Below it are the certificates that partners are shown, each in a folder of the partner's name.
+    #[arg(long, default_value = sidecar::PRESENTED_CERTIFICATES_DIR)]
+    presented_certificates: PathBuf,
     /// The pod-bound token.
     #[arg(long, default_value = sidecar::TOKEN_FILE)]
     token_file: PathBuf,
@@ -72,6 +75,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         token_file: arguments.token_file,
         state_dir: arguments.state_dir,
         server_certificate: arguments.server_certificate,
+        presented_certificates: arguments.presented_certificates,
         probes: arguments.probes,
         intercepted: Intercepted::OriginalDestination,
         drain_grace: DRAIN_GRACE,

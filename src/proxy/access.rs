@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::metrics::{Metrics, word};
 use crate::{
     brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections},
-    identity::{DnsName, Peer},
+    identity::Peer,
     refusal::{AlertDetail, Refusal},
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Record {
     started: Instant,
     /// Who: the verified identity, else the address.
     pub(super) peer: String,
-    /// The DNS names in a partner's certificate.
+    /// The names in a partner's certificate.
     names: Option<String>,
     /// Who else was proven, where that is not the peer: an impostor.
     pub(super) presented: Option<String>,
@@ -72,7 +72,7 @@ impl Record {
         self.names = match peer {
             Peer::Server(_) => None,
             Peer::Partner(partner) => {
-                let names: Vec<&str> = partner.dns_names.iter().take(MAX_NAMES).map(DnsName::as_str).collect();
+                let names: Vec<&str> = partner.names().take(MAX_NAMES).collect();
                 Some(names.join(" "))
             }
         };
@@ -197,7 +197,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::PartnerIdentity;
+    use crate::identity::{DnsName, PartnerIdentity};
 
     #[test]
     fn equal_refusals_are_counted_and_the_report_is_bounded() {
@@ -232,6 +232,8 @@ mod tests {
                 dns_names: names.iter().map(|name| DnsName::parse(name).unwrap()).collect(),
                 serial: vec![1],
                 issuer: None,
+                spiffe_id: None,
+                through: vec![],
                 not_before: validity,
                 not_after: validity,
             }));

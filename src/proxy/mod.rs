@@ -7,6 +7,7 @@ mod accept;
 mod access;
 mod basis;
 mod channel;
+mod contacts;
 mod credentials;
 mod dns;
 mod drain;
@@ -19,13 +20,15 @@ pub mod intercept;
 mod judge;
 mod limits;
 mod metrics;
+mod mounted;
+mod named;
 mod outbound;
 mod probes;
+mod quotas;
 mod registry;
 mod relay;
 mod reprove;
 mod routes;
-mod server_certificate;
 mod shared;
 mod sockets;
 mod sync;
@@ -47,7 +50,7 @@ use self::{
     accept::Acceptor,
     health::Health,
     limits::Limits,
-    server_certificate::ServerCertificate,
+    mounted::Certificates,
     shared::{Shared, Surroundings},
 };
 pub use self::{
@@ -84,6 +87,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where the certificate that ServerTLS ports show is mounted, if it is.
     pub server_certificate: PathBuf,
+    /// Below it are the certificates that partners are shown, each in a folder of the partner's name.
+    pub presented_certificates: PathBuf,
     /// The application's probes and hooks.
     pub probes: Probes,
     /// How original destinations are learnt.
@@ -149,12 +154,13 @@ impl Bound {
             token_file,
             state_dir,
             server_certificate,
+            presented_certificates,
             probes,
             intercepted,
             ..
         } = config;
         std::fs::create_dir_all(&state_dir).with_context(|| format!("cannot use {}", state_dir.display()))?;
-        let mounted = Arc::new(ServerCertificate::new(server_certificate));
+        let mounted = Arc::new(Certificates::new(server_certificate, &presented_certificates));
         let place = Surroundings { pod_uid, pod_ips, resolvers, own_ports, state_dir, intercepted, mounted };
         let shared = Arc::new(Shared::new(place));
         restore(&shared);

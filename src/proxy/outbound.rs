@@ -9,8 +9,10 @@ use tokio::net::TcpStream;
 use super::{
     access::Record,
     basis::{Basis, Proof, still_admitted},
+    dns,
     generation::Generation,
     metrics::mode_word,
+    named,
     registry::Place,
     relay::{self, Wire},
     shared::Shared,
@@ -40,6 +42,9 @@ async fn converse(shared: &Shared, application: TcpStream, record: &mut Record) 
     record.peer = destination.ip().to_string();
     shared.not_ourselves(destination)?;
     let generation = shared.generation()?;
+    if dns::is_virtual(destination.ip()) {
+        return named::call(shared, &generation, application, destination, record).await;
+    }
     let Some(route) = shared.routes.find(destination.ip()).await else {
         return egress(shared, &generation, application, destination, record).await;
     };
@@ -125,7 +130,7 @@ async fn mutual(
 }
 
 /// Registers a connection; routes may have changed since they were looked up, as the generation may have.
-fn register(
+pub(super) fn register(
     shared: &Shared,
     generation: &Arc<Generation>,
     basis: Basis,

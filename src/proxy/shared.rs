@@ -15,13 +15,15 @@ use tokio::sync::{Notify, watch};
 use super::{
     access::Refusals,
     basis::Basis,
+    contacts::Contacts,
     credentials::{self, Leaf},
     dns::Guard,
     generation::{Generation, GenerationError, Readiness},
     metrics::Metrics,
+    mounted::Certificates,
+    quotas::{Quotas, Seat},
     registry::{self, Place, Registry},
     routes::Routes,
-    server_certificate::ServerCertificate,
     sockets::Intercepted,
 };
 use crate::{
@@ -50,6 +52,10 @@ pub(super) struct Shared {
     pub(super) metrics: Metrics,
     /// What the next sync reports.
     pub(super) refusals: Refusals,
+    /// What came of dealing with partners.
+    pub(super) contacts: Contacts,
+    /// What partners may ask for.
+    quotas: Arc<Quotas>,
     /// What never changes.
     pub(super) place: Surroundings,
 }
@@ -69,8 +75,8 @@ pub(super) struct Surroundings {
     pub(super) state_dir: PathBuf,
     /// How original destinations are learnt.
     pub(super) intercepted: Intercepted,
-    /// What ServerTLS ports show instead of our own certificate.
-    pub(super) mounted: Arc<ServerCertificate>,
+    /// What is shown instead of our own certificate.
+    pub(super) mounted: Arc<Certificates>,
 }
 
 impl Shared {
@@ -87,6 +93,8 @@ impl Shared {
             guard: Guard::new(),
             metrics: Metrics::default(),
             refusals: Refusals::default(),
+            contacts: Contacts::default(),
+            quotas: Arc::default(),
             place,
         }
     }
@@ -120,7 +128,7 @@ impl Shared {
     }
 
     fn build(&self, brief: Brief, leaf: Arc<Leaf>, before: Option<&Generation>) -> Result<Generation, GenerationError> {
-        Generation::build(brief, leaf, before, &self.place.mounted, telemetry::now())
+        Generation::build(brief, leaf, before, (&self.place.mounted, &self.quotas), telemetry::now())
     }
 
     /// Puts a new certificate in force, under the brief that is.
@@ -195,6 +203,12 @@ impl Shared {
     pub(super) fn rejected(&self, leaf: &Leaf) {
         leaf.reject();
         self.renew.notify_one();
+    }
+
+    /// A place for one more connection with `partner`, whose limits `generation` says.
+    pub(super) fn seat(&self, generation: &Generation, partner: &str) -> Result<Seat, Refusal> {
+        let link = generation.brief().link(partner).ok_or(Refusal::NameOutOfScope)?;
+        self.quotas.seat(partner, link.max_connections)
     }
 
     /// Registers a connection that `generation` admitted. Where the generation has moved meanwhile, `again` judges

@@ -1,6 +1,6 @@
 //! The long-poll: acknowledges the brief in force, reports what was seen, waits for what is new.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
@@ -130,7 +130,7 @@ struct Polls<'a> {
     shared: &'a Shared,
     leaf: &'a Leaf,
     channel: Channel,
-    /// When refusals last interrupted a held poll.
+    /// When what was seen last interrupted a held poll.
     reported: Option<Instant>,
 }
 
@@ -154,7 +154,7 @@ impl Polls<'_> {
                         biased;
                         answer = &mut answer => answer,
                         because = news => {
-                            if because == Because::Refusals {
+                            if because == Because::Events {
                                 *reported = Some(Instant::now());
                             }
                             return Ok(Polled::Interrupted);
@@ -190,6 +190,7 @@ impl Drop for Sent<'_> {
 fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
     let generation = shared.in_force();
     let open: usize = shared.registry.count().iter().sum();
+    let contacts = shared.contacts.report(generation.as_ref().map(|generation| generation.brief()));
     SyncRequest {
         brief_version: VERSION,
         after: generation.map(|generation| generation.cursor().clone()),
@@ -203,7 +204,7 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
             open: open as u64,
             leaf_not_after: leaf.identity.not_after.as_second(),
             leaf_serial: leaf.serial(),
-            contacts: BTreeMap::new(),
+            contacts,
         },
     }
 }
@@ -213,17 +214,21 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
 enum Because {
     /// An address is waited for.
     Address,
-    /// Refusals were gathered.
-    Refusals,
+    /// Refusals were gathered, or what came of dealing with a partner changed.
+    Events,
 }
 
-/// Ends when an address is waited for, or when refusals have been gathered; listens from the call on.
+/// Ends when an address is waited for, or when refusals and changes have been gathered; listens from the call on.
 fn interruption(shared: &Shared, reported: Option<Instant>) -> impl Future<Output = Because> {
     let (mut wanted, mut refused) = (shared.routes.wanted(), shared.refusals.news());
+    let mut met = shared.contacts.news();
     async move {
         let gathered = async {
-            if shared.refusals.is_empty() {
-                let _ = refused.changed().await;
+            if shared.refusals.is_empty() && !shared.contacts.is_changed() {
+                tokio::select! {
+                    _ = refused.changed() => {}
+                    _ = met.changed() => {}
+                }
             }
             // The first one tells soon; a stream of them costs the controller one connection every few seconds.
             let next = reported.map_or_else(Instant::now, |reported| reported + EVERY);
@@ -235,7 +240,7 @@ fn interruption(shared: &Shared, reported: Option<Instant>) -> impl Future<Outpu
             }
         };
         tokio::select! {
-            () = gathered => Because::Refusals,
+            () = gathered => Because::Events,
             () = asked => Because::Address,
         }
     }

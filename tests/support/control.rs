@@ -11,7 +11,8 @@ use bytes::Bytes;
 use entente::{
     brief::{
         Allow, Brief, CertificateRequest, Cursor, Denied, Egress, MAX_SYNC_REQUEST, OnPeerExpiry, POLL_HOLD_SECONDS,
-        Port, RefusedConnections, Route, RouteCursor, RouteDelta, Standing, SyncRequest, SyncResponse, VERSION,
+        PartnerContact, Port, RefusedConnections, Route, RouteCursor, RouteDelta, Standing, SyncRequest, SyncResponse,
+        VERSION,
     },
     identity::{Identity, SpiffeId},
     pki::{self, authority::Material},
@@ -50,6 +51,8 @@ pub(crate) struct Pod {
     pub(crate) wanted: Vec<String>,
     pub(crate) asked: Vec<IpAddr>,
     pub(crate) refusals: Vec<RefusedConnections>,
+    /// The last contact with each partner, as it was told last.
+    pub(crate) contacts: BTreeMap<String, PartnerContact>,
     pub(crate) acknowledged: Option<Cursor>,
     /// Serial of the certificate that it last said to hold.
     pub(crate) holds: String,
@@ -141,6 +144,7 @@ impl Server {
             wanted: vec![],
             asked: vec![],
             refusals: vec![],
+            contacts: BTreeMap::new(),
             acknowledged: None,
             holds: String::new(),
         };
@@ -282,6 +286,7 @@ impl Server {
             pod.acknowledged.clone_from(&request.after);
             pod.holds.clone_from(&request.report.leaf_serial);
             pod.refusals.extend(request.report.refusals.iter().cloned());
+            pod.contacts.clone_from(&request.report.contacts);
             pod.asked.extend(&request.ask);
             pod.wanted.clone_from(&request.pods);
         }

@@ -195,6 +195,7 @@ impl Home {
             token_file,
             state_dir: self.state.path().to_owned(),
             server_certificate: self.state.path().join("server-certificate"),
+            presented_certificates: self.state.path().join("presented"),
             probes: self.probes.clone(),
             intercepted: Intercepted::OriginalDestination,
             drain_grace: Duration::from_millis(50),
