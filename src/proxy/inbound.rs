@@ -117,6 +117,7 @@ async fn secure(
 }
 
 /// How a caller with a certificate came.
+#[derive(Clone, Copy)]
 struct Came<'a> {
     /// The port that it dialled.
     dialled: u16,

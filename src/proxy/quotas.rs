@@ -93,7 +93,7 @@ mod tests {
         assert_eq!([200, 260, 300].map(|at| begin("fabrikam", at)), [false, true, false]);
         let later = (0..10).filter(|_| begin("fabrikam", 60_000)).count();
         assert_eq!(later, 4, "what was not used is not saved up");
-        assert!(!quotas.begin("nobody", 0, begun).is_ok());
+        assert!(quotas.begin("nobody", 0, begun).is_err());
     }
 
     #[test]
