@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Mutex, PoisonError},
     time::Instant,
 };
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::metrics::{Metrics, word};
 use crate::{
     brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections},
-    identity::Peer,
+    identity::{DnsName, Peer, SpiffeId},
     refusal::{AlertDetail, Refusal},
 };
 
@@ -76,6 +76,14 @@ impl Record {
                 Some(names.join(" "))
             }
         };
+    }
+
+    /// Says whom a resolver misled about: the server, else its name; and where to.
+    pub(super) fn misled(&mut self, name: Option<&DnsName>, server: Option<&SpiffeId>, to: IpAddr) {
+        let name = name.map(ToString::to_string);
+        self.peer = server.map(ToString::to_string).or_else(|| name.clone()).unwrap_or_else(|| to.to_string());
+        self.names = name;
+        self.presented = Some(to.to_string());
     }
 
     /// Seconds since the connection was accepted.

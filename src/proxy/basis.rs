@@ -5,7 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 
-use super::{judge::Judge, routes::Table};
+use super::{dns::is_virtual, judge::Judge, routes::Table};
 use crate::{
     brief::{Direction, Mode, Named},
     identity::{DnsName, PartnerIdentity, Peer, SpiffeId},
@@ -71,10 +71,8 @@ pub(super) enum Basis {
     },
     /// An undeclared destination that our application may call as it is.
     Egress {
-        /// Where; `resolver` ones need no permission.
+        /// Where.
         address: SocketAddr,
-        /// Whether it is DNS to one of the pod's resolvers, which is always allowed.
-        resolver: bool,
     },
 }
 
@@ -212,8 +210,9 @@ pub(super) fn still_admitted(basis: &Basis, judge: &Judge, routes: &Table, now: 
             Ok(Named::Edge(_)) => Err(Refusal::DestinationNotDeclared),
             Err(refusal) => Err(refusal),
         },
-        Basis::Egress { address, resolver } => {
-            if *resolver || judge.brief.may_leave(address.ip(), address.port()) {
+        Basis::Egress { address } => {
+            // Behind an address of the guard's own is a name, and nothing on the network.
+            if !is_virtual(address.ip()) && judge.brief.may_leave(address.ip(), address.port()) {
                 Ok(())
             } else {
                 Err(Refusal::DestinationNotDeclared)

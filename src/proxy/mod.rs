@@ -77,8 +77,10 @@ pub struct Config {
     pub pod_ips: Vec<IpAddr>,
     /// The pod's UID.
     pub pod_uid: String,
+    /// Where the application's questions about names arrive, over UDP and TCP.
+    pub dns: Vec<SocketAddr>,
     /// The pod's nameservers.
-    pub resolvers: Vec<IpAddr>,
+    pub resolvers: Vec<SocketAddr>,
     /// The controller.
     pub control: Control,
     /// The pod-bound token.
@@ -104,6 +106,7 @@ pub struct Bound {
     inbound: Vec<std::net::TcpListener>,
     outbound: Vec<std::net::TcpListener>,
     health: Vec<std::net::TcpListener>,
+    dns: dns::Listeners,
 }
 
 /// Takes every port; one that is taken already is an error here, not later.
@@ -111,7 +114,8 @@ pub fn bind(config: Config) -> anyhow::Result<Bound> {
     let inbound = sockets::listen_all(&config.inbound).context("inbound")?;
     let outbound = sockets::listen_all(&config.outbound).context("outbound")?;
     let health = sockets::listen_all(&config.health).context("health")?;
-    Ok(Bound { config, inbound, outbound, health })
+    let dns = dns::Listeners::bind(&config.dns).context("dns")?;
+    Ok(Bound { config, inbound, outbound, health, dns })
 }
 
 fn addresses(listeners: &[std::net::TcpListener]) -> Vec<SocketAddr> {
@@ -134,6 +138,11 @@ impl Bound {
         addresses(&self.health)
     }
 
+    /// Where the application's questions about names arrive.
+    pub fn dns(&self) -> Vec<SocketAddr> {
+        self.dns.addresses()
+    }
+
     /// Replaces how original destinations are learnt, now that the ports are known.
     #[must_use]
     pub fn intercepted(mut self, intercepted: Intercepted) -> Self {
@@ -143,9 +152,9 @@ impl Bound {
 
     /// Serves until `shutdown`, then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let own_ports = [self.inbound(), self.outbound(), self.health()].concat();
+        let own_ports = [self.inbound(), self.outbound(), self.health(), self.dns()].concat();
         let own_ports = own_ports.iter().map(SocketAddr::port).chain([ADMIN_PORT]).collect();
-        let Self { config, inbound, outbound, health } = self;
+        let Self { config, inbound, outbound, health, dns } = self;
         let Config {
             pod_ips,
             pod_uid,
@@ -182,6 +191,12 @@ impl Bound {
                 background.spawn(acceptor.clone().run(listener, direction, stop.clone()));
             }
         }
+        let guard = dns.serve(shared.clone());
+        background.spawn(stop.clone().run_until_cancelled_owned(async {
+            if let Err(error) = guard.await {
+                tracing::error!(%error, "the DNS guard ended");
+            }
+        }));
         let enrol = enrol::run(shared.clone(), control.clone(), token_file);
         background.spawn(stop.clone().run_until_cancelled_owned(enrol));
         background.spawn(stop.clone().run_until_cancelled_owned(shared.place.mounted.clone().follow()));

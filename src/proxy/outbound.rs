@@ -25,9 +25,6 @@ use crate::{
     telemetry,
 };
 
-/// DNS over TCP.
-const DNS: u16 = 53;
-
 /// Serves one connection of our application to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
     let mut record = Record::begin(Direction::Outbound, from);
@@ -67,7 +64,7 @@ fn declared_mode(route: &Route, port: u16) -> Result<Mode, Refusal> {
     route.ports.get(&port).copied().ok_or(Refusal::PortNotAllowed)
 }
 
-/// What is not declared leaves as it is, where the brief allows that; DNS to the pod's resolvers always.
+/// What is not declared leaves as it is, where the brief allows that.
 async fn egress(
     shared: &Shared,
     generation: &Arc<Generation>,
@@ -75,8 +72,7 @@ async fn egress(
     destination: SocketAddr,
     record: &mut Record,
 ) -> Result<(), Refusal> {
-    let resolver = destination.port() == DNS && shared.place.resolvers.contains(&destination.ip());
-    let basis = Basis::Egress { address: destination, resolver };
+    let basis = Basis::Egress { address: destination };
     still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
     record.mode = "egress";
     splice(shared, generation, application, destination, basis, record).await

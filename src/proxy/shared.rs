@@ -68,7 +68,7 @@ pub(super) struct Surroundings {
     /// The pod's addresses.
     pub(super) pod_ips: Vec<IpAddr>,
     /// The pod's nameservers.
-    pub(super) resolvers: Vec<IpAddr>,
+    pub(super) resolvers: Vec<SocketAddr>,
     /// The proxy's own ports.
     pub(super) own_ports: Vec<u16>,
     /// Where key, chain and brief are kept.
@@ -90,7 +90,7 @@ impl Shared {
             draining: AtomicBool::new(false),
             registry: Arc::default(),
             routes: Routes::default(),
-            guard: Guard::new(),
+            guard: Guard::new(&place.resolvers, &place.pod_ips),
             metrics: Metrics::default(),
             refusals: Refusals::default(),
             contacts: Contacts::default(),
