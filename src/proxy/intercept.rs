@@ -1,5 +1,6 @@
 //! The interception rules: every TCP connection goes through the proxy, what is asked of the pod's resolvers through its
-//! DNS guard, and everything else is dropped but declared UDP ports. The rules live in the pod's network namespace and need no process: a dead proxy means refused.
+//! DNS guard, and everything else is dropped but declared UDP ports. The rules live in the pod's network namespace and
+//! need no process: a dead proxy means refused.
 
 use std::{
     fmt::Write,
