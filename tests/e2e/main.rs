@@ -24,5 +24,7 @@ mod renewal;
 mod revocation;
 mod rotation;
 mod server_tls;
+#[cfg(feature = "controller")]
+mod sip;
 mod talk;
 mod tampered;

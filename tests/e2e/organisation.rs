@@ -39,7 +39,12 @@ impl Organisation {
 
     /// Its root, PEM.
     pub(crate) fn root(&self) -> String {
-        std::fs::read_to_string(self.folder.join("root.crt")).unwrap()
+        self.file("root.crt")
+    }
+
+    /// What is in a file of its folder.
+    pub(crate) fn file(&self, name: &str) -> String {
+        std::fs::read_to_string(self.folder.join(name)).unwrap()
     }
 
     /// Learns our roots.
