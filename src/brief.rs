@@ -14,7 +14,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    partners::{PartnerContact, PartnerEdge, PartnerLink, PartnerStanding},
+    partners::{Named, PartnerContact, PartnerEdge, PartnerLink, PartnerStanding},
     scopes::{INTERNAL, OnStale, PartnerNames, Revocation, Scope, ScopeNames, Withdrawal, partner_scope},
 };
 use crate::{
@@ -464,11 +464,6 @@ impl Brief {
             network.cidr.contains(&address) && (network.ports.is_empty() || network.ports.contains(&port))
         };
         self.standing == Standing::Active && (self.egress.unrestricted || self.egress.networks.iter().any(matches))
-    }
-
-    /// How the partner `name` is dealt with.
-    pub fn link(&self, name: &str) -> Option<&PartnerLink> {
-        self.partners.iter().find(|link| link.name == name)
     }
 
     /// The scope `id`, where the brief has it.

@@ -15,7 +15,7 @@ use x509_parser::{
     prelude::FromDer,
 };
 
-pub use self::peer::{PartnerIdentity, Peer};
+pub use self::peer::{Between, PartnerIdentity, Peer};
 use crate::refusal::{NameDetail, Refusal};
 
 /// A lower-case DNS name of RFC 1123 labels: no wildcard, no trailing dot, at most 253 characters.

@@ -62,8 +62,14 @@ pub enum Refusal {
     NotInTopology,
     /// The port is not declared.
     PortNotAllowed,
+    /// The partner is suspended.
+    PartnerSuspended,
+    /// The contract with the partner has ended.
+    PartnerExpired,
     /// The address is not a declared server's and not allowed egress.
     DestinationNotDeclared,
+    /// What was told of a declared name is not where its server is.
+    DnsMismatch,
     /// The peer could not be reached.
     DialFailed,
     /// The peer refused us with a TLS alert.
@@ -100,6 +106,10 @@ details! {
         Pending = "pending",
         /// Too many open connections.
         Connections = "connections",
+        /// A partner begins more handshakes in a second than it may.
+        PartnerRate = "partnerRate",
+        /// A partner has as many open connections as it may have.
+        PartnerConnections = "partnerConnections",
         /// No file descriptor left.
         Descriptors = "descriptors",
     }
@@ -117,6 +127,8 @@ details! {
         ServerSuspended = "serverSuspended",
         /// Our server is no longer declared.
         Withdrawn = "withdrawn",
+        /// The certificate that a partner is to be shown is not mounted, or cannot be used.
+        NoPresented = "noPresented",
     }
     /// What is wrong with the destination.
     DestinationDetail {
@@ -198,7 +210,7 @@ details! {
     ServerDetail {
         /// Another SPIFFE ID.
         Uri = "uri",
-        /// The topology name is missing.
+        /// The topology name is missing; of a partner: the name that was dialled.
         DnsName = "dnsName",
     }
 }
@@ -231,7 +243,10 @@ impl Refusal {
             Self::StaleCrl => "StaleCRL",
             Self::NotInTopology => "NotInTopology",
             Self::PortNotAllowed => "PortNotAllowed",
+            Self::PartnerSuspended => "PartnerSuspended",
+            Self::PartnerExpired => "PartnerExpired",
             Self::DestinationNotDeclared => "DestinationNotDeclared",
+            Self::DnsMismatch => "DnsMismatch",
             Self::DialFailed => "DialFailed",
             Self::PeerRefused(_) => "PeerRefused",
             Self::Truncated => "Truncated",
@@ -268,7 +283,10 @@ impl Refusal {
             | Self::StaleCrl
             | Self::NotInTopology
             | Self::PortNotAllowed
+            | Self::PartnerSuspended
+            | Self::PartnerExpired
             | Self::DestinationNotDeclared
+            | Self::DnsMismatch
             | Self::DialFailed
             | Self::Truncated
             | Self::HalfClosed

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Brief;
 use crate::{identity::DnsName, refusal::Refusal};
 
 /// How we deal with one partner.
@@ -56,4 +57,37 @@ pub struct PartnerContact {
     /// Why it failed; `None` = the partner was verified in its scope. A caller that could not prove itself is nobody's
     /// contact.
     pub refused: Option<Refusal>,
+}
+
+/// What stands behind a name that the application dials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named<'a> {
+    /// An edge of this partner.
+    Edge(&'a PartnerLink),
+    /// A host that may be called as it is.
+    Host,
+}
+
+impl Brief {
+    /// How the partner `name` is dealt with.
+    pub fn link(&self, name: &str) -> Option<&PartnerLink> {
+        self.partners.iter().find(|link| link.name == name)
+    }
+
+    /// What stands behind `port` of the name `host`.
+    pub fn named(&self, host: &DnsName, port: u16) -> Result<Named<'_>, Refusal> {
+        self.stands()?;
+        let edges = |link: &PartnerLink| link.edges.iter().any(|edge| edge.host == *host && edge.port == port);
+        if let Some(link) = self.partners.iter().find(|link| edges(link)) {
+            return Ok(Named::Edge(link));
+        }
+        let mut allowed = self.egress.hosts.iter().filter(|allowed| allowed.host == *host);
+        let known = allowed.clone().next().is_some()
+            || self.partners.iter().flat_map(|link| &link.edges).any(|edge| edge.host == *host);
+        match allowed.any(|allowed| allowed.ports.contains(&port)) {
+            true => Ok(Named::Host),
+            false if known => Err(Refusal::PortNotAllowed),
+            false => Err(Refusal::DestinationNotDeclared),
+        }
+    }
 }

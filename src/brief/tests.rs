@@ -25,6 +25,8 @@ fn partner(name: &str) -> Peer {
     Peer::Partner(PartnerIdentity {
         partner: name.to_owned(),
         dns_names: BTreeSet::new(),
+        spiffe_id: None,
+        through: vec![],
         serial: vec![1],
         issuer: None,
         not_before: Timestamp::UNIX_EPOCH,
@@ -136,4 +138,42 @@ fn a_brief_with_an_unknown_field_is_refused() {
     assert!(serde_json::from_value::<Brief>(written.clone()).is_ok());
     written["onlyOnSundays"] = true.into();
     assert!(serde_json::from_value::<Brief>(written).is_err());
+}
+
+#[test]
+fn a_name_is_a_partners_edge_or_an_allowed_host_at_its_own_ports_alone() {
+    let host = |text: &str| DnsName::parse(text).unwrap();
+    let link = |name: &str, edges: &[(&str, u16)]| PartnerLink {
+        name: name.to_owned(),
+        standing: PartnerStanding::Suspended,
+        edges: edges.iter().map(|(name, port)| PartnerEdge { host: host(name), port: *port }).collect(),
+        tls12: false,
+        presents: false,
+        max_connections: 1,
+        handshakes_per_second: 1,
+    };
+    let mut brief = brief(Allow::default());
+    brief.partners =
+        vec![link("a", &[("sip.a.example", 5061), ("sip.a.example", 5062)]), link("b", &[("b.example", 1)])];
+    let hosts = [("api.example", vec![443]), ("b.example", vec![443])];
+    brief.egress.hosts = hosts.map(|(name, ports)| EgressHost { host: host(name), ports }).to_vec();
+    let found = |brief: &Brief, name: &str, port| match brief.named(&host(name), port) {
+        Ok(Named::Edge(link)) => Ok(link.name.clone()),
+        Ok(Named::Host) => Ok("host".to_owned()),
+        Err(refusal) => Err(refusal),
+    };
+    for (name, port, expected) in [
+        ("sip.a.example", 5061, Ok("a")),
+        ("sip.a.example", 5062, Ok("a")),
+        ("sip.a.example", 5063, Err(Refusal::PortNotAllowed)),
+        ("b.example", 1, Ok("b")),
+        ("b.example", 443, Ok("host")),
+        ("b.example", 444, Err(Refusal::PortNotAllowed)),
+        ("api.example", 443, Ok("host")),
+        ("a.example", 5061, Err(Refusal::DestinationNotDeclared)),
+    ] {
+        assert_eq!(found(&brief, name, port), expected.map(str::to_owned), "{name}:{port}");
+    }
+    brief.standing = Standing::Withdrawn;
+    assert_eq!(found(&brief, "api.example", 443), Err(Refusal::NotReady(ReadyDetail::Withdrawn)));
 }

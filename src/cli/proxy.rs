@@ -38,6 +38,9 @@ pub(super) struct Arguments {
     /// Where the certificate that ServerTLS ports show is mounted, if it is.
     #[arg(long, default_value = sidecar::SERVER_CERTIFICATE_DIR)]
     server_certificate: PathBuf,
+    /// Below it are the certificates that partners are shown, each in a folder of the partner's name.
+    #[arg(long, default_value = sidecar::PRESENTED_CERTIFICATES_DIR)]
+    presented_certificates: PathBuf,
     /// The pod-bound token.
     #[arg(long, default_value = sidecar::TOKEN_FILE)]
     token_file: PathBuf,
@@ -52,6 +55,8 @@ fn probes(json: &str) -> Result<sidecar::Probes, String> {
 
 /// One or two threads carry the data; health has its own.
 const MAX_WORKERS: usize = 2;
+/// Where resolvers listen.
+const DNS: u16 = 53;
 /// How long new callers are still welcome when the pod ends.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
@@ -67,11 +72,13 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         health: on(everywhere, sidecar::HEALTH_PORT),
         pod_ips: arguments.pod_ips.iter().map(IpAddr::to_canonical).collect(),
         pod_uid: arguments.pod_uid,
-        resolvers: proxy::resolvers(&resolv_conf),
+        dns: on(loopback, sidecar::DNS_PORT),
+        resolvers: proxy::resolvers(&resolv_conf).into_iter().map(|address| (address, DNS).into()).collect(),
         control: Control { address: arguments.control_address, authority: arguments.control_ca },
         token_file: arguments.token_file,
         state_dir: arguments.state_dir,
         server_certificate: arguments.server_certificate,
+        presented_certificates: arguments.presented_certificates,
         probes: arguments.probes,
         intercepted: Intercepted::OriginalDestination,
         drain_grace: DRAIN_GRACE,

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use jiff::Timestamp;
 
 use crate::{
-    brief::{Revocation, Scope, Withdrawal},
+    brief::{OnStale, Revocation, Scope, Withdrawal},
     identity::{Identity, PartnerIdentity, SpiffeId},
     refusal::{Refusal, WithdrawnDetail},
 };
@@ -23,6 +23,7 @@ pub const MAX_WITHDRAWN: usize = 20_000;
 pub struct View {
     number: u64,
     next_update: Option<Timestamp>,
+    on_stale: OnStale,
     current: BTreeSet<String>,
     serials: BTreeMap<String, HashSet<Vec<u8>>>,
     withdrawn: HashMap<SpiffeId, Vec<(Timestamp, WithdrawnDetail)>>,
@@ -47,7 +48,7 @@ impl View {
     pub fn of(scope: &Scope) -> Result<Self, ViewError> {
         let current = scope.issuers.iter().cloned().collect();
         let Some(revocation) = &scope.revocation else { return Ok(Self { current, ..Self::default() }) };
-        let Revocation { number, this_update: _, next_update, on_stale: _, serials, withdrawn } = revocation;
+        let Revocation { number, this_update: _, next_update, on_stale, serials, withdrawn } = revocation;
         let count: usize = serials.values().map(Vec::len).sum();
         if count > MAX_SERIALS || withdrawn.len() > MAX_WITHDRAWN {
             return Err(ViewError::TooMany);
@@ -63,6 +64,7 @@ impl View {
         Ok(Self {
             number: *number,
             next_update: Some(moment(*next_update)?),
+            on_stale: *on_stale,
             current,
             serials: serials.iter().map(|(issuer, list)| Ok((issuer.clone(), set(list)?))).collect::<Result<_, _>>()?,
             withdrawn: by_identity,
@@ -91,21 +93,24 @@ impl View {
         }
     }
 
-    /// The same of a partner. One that publishes nothing is believed until its certificates end.
+    /// The same of a partner. One that publishes nothing is believed until its certificates end; of one whose lists may
+    /// be stale, what was known last counts. The leaf's issuer must have an entry, the authorities above it may have one.
     pub fn judge_partner(&self, peer: &PartnerIdentity, now: Timestamp) -> Result<(), Refusal> {
         self.partner_taken_back(peer)?;
         let known = peer.issuer.as_ref().is_some_and(|issuer| self.serials.contains_key(issuer));
         match self.next_update {
             None => Ok(()),
+            Some(_) if self.on_stale == OnStale::Allow => Ok(()),
             Some(_) if !known => Err(Refusal::UnknownStatus),
             Some(end) if now <= end => Ok(()),
             Some(_) => Err(Refusal::StaleCrl),
         }
     }
 
-    /// Whether a partner took back what `peer` showed.
+    /// Whether a partner took back what `peer` showed, or an authority above it.
     pub fn partner_taken_back(&self, peer: &PartnerIdentity) -> Result<(), Refusal> {
-        if self.lists(peer.issuer.as_deref(), &peer.serial) { Err(Refusal::Revoked) } else { Ok(()) }
+        let above = peer.through.iter().any(|one| self.lists(one.issuer.as_deref(), &one.serial));
+        if above || self.lists(peer.issuer.as_deref(), &peer.serial) { Err(Refusal::Revoked) } else { Ok(()) }
     }
 
     fn lists(&self, issuer: Option<&str>, serial: &[u8]) -> bool {
@@ -165,7 +170,7 @@ fn bytes(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::brief::ScopeNames;
+    use crate::{brief::ScopeNames, identity::Between};
 
     fn at(second: i64) -> Timestamp {
         Timestamp::from_second(second).unwrap()
@@ -205,7 +210,7 @@ mod tests {
                 next_update,
                 serials: BTreeMap::from([("aa".to_owned(), serials)]),
                 withdrawn: withdrawn.iter().map(withdrawal).collect(),
-                on_stale: crate::brief::OnStale::Deny,
+                on_stale: OnStale::Deny,
             }),
         }
     }
@@ -240,6 +245,8 @@ mod tests {
             dns_names: BTreeSet::new(),
             serial: vec![serial, 7],
             issuer: Some(issuer.to_owned()),
+            spiffe_id: None,
+            through: vec![],
             not_before: at(100),
             not_after: at(1_000),
         };
@@ -255,6 +262,21 @@ mod tests {
             assert_eq!(view.judge_partner(&peer, at(now)), expected, "{peer:?} at {now}");
         }
         assert_eq!(view.partner_taken_back(&partner(2, "bb")), Ok(()));
+        let above = |issuer: &str| {
+            let through = vec![Between { issuer: Some(issuer.to_owned()), serial: vec![1, 7] }];
+            view.judge_partner(&PartnerIdentity { through, ..partner(2, "aa") }, at(400))
+        };
+        assert_eq!((above("aa"), above("bb")), (Err(Refusal::Revoked), Ok(())), "an authority above it");
+        let mut scope = Scope { issuers: vec![], ..scope(500, &["0107"], &[]) };
+        scope.revocation.as_mut().unwrap().on_stale = OnStale::Allow;
+        let lenient = View::of(&scope).unwrap();
+        for (peer, now, expected) in [
+            (partner(1, "aa"), 501, Err(Refusal::Revoked)),
+            (partner(2, "aa"), 501, Ok(())),
+            (partner(1, "bb"), 400, Ok(())),
+        ] {
+            assert_eq!(lenient.judge_partner(&peer, at(now)), expected, "lenient: {peer:?} at {now}");
+        }
     }
 
     #[test]

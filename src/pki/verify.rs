@@ -22,7 +22,7 @@ pub use self::{
     anchors::{AnchorError, Anchors},
     partner::{Partner, PartnerProblem, PinError},
     policy::Flaw,
-    scopes::{MAX_PARTNERS, Partners, ScopeError, Scopes},
+    scopes::{Chosen, MAX_PARTNERS, Partners, ScopeError, Scopes},
 };
 use crate::{
     identity::{Identity, Peer, SpiffeId},
@@ -41,6 +41,8 @@ pub enum Role {
     Client,
     /// We dialled it.
     Server,
+    /// It dialled us with what a public CA certified: these no longer certify clients, so a server's certificate does.
+    WebClient,
 }
 
 /// A chain that verified.
@@ -103,7 +105,7 @@ pub fn verdict(
 /// The same, and which rule is broken.
 pub fn examine(chain: &[CertificateDer<'_>], role: Role, anchors: &Anchors, now: Timestamp) -> Result<Verdict, Fault> {
     let parsed = open(chain)?;
-    let valid_until = anchored(chain, &parsed, role, anchors, now)?;
+    let Anchored { until: valid_until, .. } = anchored(chain, &parsed, role, anchors, now)?;
     let [leaf, ..] = chain else { return Err(Refusal::NoCertificate.into()) };
     Ok(Verdict { identity: Identity::of(leaf)?, valid_until })
 }
@@ -119,14 +121,22 @@ fn open<'a>(chain: &'a [CertificateDer<'_>]) -> Result<Vec<X509Certificate<'a>>,
     chain.iter().map(|der| parse(der)).collect()
 }
 
-/// Path and policy: whether `anchors` vouch for `chain`, which is `parsed`. Answers until when.
+/// A chain that a root vouches for.
+struct Anchored {
+    /// Until when, root included.
+    until: Timestamp,
+    /// Which certificates of the chain lead to the root, leaf first.
+    through: Vec<usize>,
+}
+
+/// Path and policy: whether `anchors` vouch for `chain`, which is `parsed`.
 fn anchored(
     chain: &[CertificateDer<'_>],
     parsed: &[X509Certificate<'_>],
     role: Role,
     anchors: &Anchors,
     now: Timestamp,
-) -> Result<Timestamp, Fault> {
+) -> Result<Anchored, Fault> {
     let [leaf, intermediates @ ..] = chain else { return Err(Refusal::NoCertificate.into()) };
     let Some(first) = parsed.first() else { return Err(Refusal::NoCertificate.into()) };
     if first.issuer() == first.subject() && !first.subject().as_raw().is_empty() {
@@ -142,7 +152,8 @@ fn anchored(
     }
     let anchored_until = path.linked(parsed)?;
     let ends = taken.filter_map(|(_, one)| Timestamp::from_second(one.validity().not_after.timestamp()).ok());
-    Ok(ends.fold(anchored_until, Timestamp::min))
+    let until = ends.fold(anchored_until, Timestamp::min);
+    Ok(Anchored { until, through: path.through })
 }
 
 /// Whether a verified callee is the declared server: its URI, and the topology name among its DNS names.
@@ -210,19 +221,21 @@ fn path<'a>(
     now: Timestamp,
 ) -> Result<Path<'a>, Fault> {
     let end_entity = EndEntityCert::try_from(leaf).map_err(|error| reason(&error))?;
-    let usage = || match role {
-        Role::Client => KeyUsage::client_auth(),
-        Role::Server => KeyUsage::server_auth(),
-    };
     let time = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now.as_second()).unwrap_or_default()));
     let algorithms = algorithms().all;
-    let build = |trusted: &[TrustAnchor<'static>]| {
-        let path = end_entity.verify_for_usage(algorithms, trusted, intermediates, time, usage(), None, None)?;
+    let build_for = |usage, trusted: &[TrustAnchor<'_>]| {
+        let path = end_entity.verify_for_usage(algorithms, trusted, intermediates, time, usage, None, None)?;
         let places = path.intermediate_certificates().filter_map(|one| {
             let der = one.der();
             intermediates.iter().position(|candidate| *candidate == der).map(|index| index + 1)
         });
         Ok(Path { through: [0].into_iter().chain(places).collect(), anchors: anchors.behind(path.anchor(), now) })
+    };
+    let build = |trusted: &[TrustAnchor<'_>]| match role {
+        Role::Client => build_for(KeyUsage::client_auth(), trusted),
+        Role::Server => build_for(KeyUsage::server_auth(), trusted),
+        Role::WebClient => build_for(KeyUsage::server_auth(), trusted)
+            .or_else(|error| build_for(KeyUsage::client_auth(), trusted).map_err(|_| error)),
     };
     match build(&anchors.valid_at(now)) {
         Ok(path) => Ok(path),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Mutex, PoisonError},
     time::Instant,
 };
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::metrics::{Metrics, word};
 use crate::{
     brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections},
-    identity::{DnsName, Peer},
+    identity::{DnsName, Peer, SpiffeId},
     refusal::{AlertDetail, Refusal},
 };
 
@@ -35,7 +35,7 @@ pub(super) struct Record {
     started: Instant,
     /// Who: the verified identity, else the address.
     pub(super) peer: String,
-    /// The DNS names in a partner's certificate.
+    /// The names in a partner's certificate.
     names: Option<String>,
     /// Who else was proven, where that is not the peer: an impostor.
     pub(super) presented: Option<String>,
@@ -72,10 +72,18 @@ impl Record {
         self.names = match peer {
             Peer::Server(_) => None,
             Peer::Partner(partner) => {
-                let names: Vec<&str> = partner.dns_names.iter().take(MAX_NAMES).map(DnsName::as_str).collect();
+                let names: Vec<&str> = partner.names().take(MAX_NAMES).collect();
                 Some(names.join(" "))
             }
         };
+    }
+
+    /// Says whom a resolver misled about: the server, else its name; and where to.
+    pub(super) fn misled(&mut self, name: Option<&DnsName>, server: Option<&SpiffeId>, to: IpAddr) {
+        let name = name.map(ToString::to_string);
+        self.peer = server.map(ToString::to_string).or_else(|| name.clone()).unwrap_or_else(|| to.to_string());
+        self.names = name;
+        self.presented = Some(to.to_string());
     }
 
     /// Seconds since the connection was accepted.
@@ -197,7 +205,7 @@ impl Refusals {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::identity::PartnerIdentity;
+    use crate::identity::{DnsName, PartnerIdentity};
 
     #[test]
     fn equal_refusals_are_counted_and_the_report_is_bounded() {
@@ -232,6 +240,8 @@ mod tests {
                 dns_names: names.iter().map(|name| DnsName::parse(name).unwrap()).collect(),
                 serial: vec![1],
                 issuer: None,
+                spiffe_id: None,
+                through: vec![],
                 not_before: validity,
                 not_after: validity,
             }));

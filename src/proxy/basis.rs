@@ -5,10 +5,10 @@ use std::{net::SocketAddr, sync::Arc};
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 
-use super::{judge::Judge, routes::Table};
+use super::{dns::is_virtual, judge::Judge, routes::Table};
 use crate::{
-    brief::{Direction, Mode},
-    identity::{PartnerIdentity, Peer, SpiffeId},
+    brief::{Direction, Mode, Named},
+    identity::{DnsName, PartnerIdentity, Peer, SpiffeId},
     pki::verify::{Partner, Proven},
     refusal::{Refusal, ServerDetail},
 };
@@ -33,6 +33,8 @@ pub(super) enum Basis {
         port: u16,
         /// The port's mode then.
         mode: Mode,
+        /// Who it is, where it said so all the same.
+        known: Option<Proof>,
     },
     /// A declared server that our application dialled.
     Server {
@@ -47,12 +49,30 @@ pub(super) enum Basis {
         /// What it proved; only `MutualTls` asks for it.
         proof: Option<Proof>,
     },
+    /// An edge of a partner that our application dialled by its name.
+    Edge {
+        /// The partner.
+        partner: String,
+        /// The edge's name.
+        host: DnsName,
+        /// Its port.
+        port: u16,
+        /// Who it is.
+        proof: Proof,
+        /// What it showed, and to whom.
+        shown: Shown,
+    },
+    /// A host that our application dialled by its name, and may call as it is.
+    Host {
+        /// The name.
+        host: DnsName,
+        /// Where that was.
+        address: SocketAddr,
+    },
     /// An undeclared destination that our application may call as it is.
     Egress {
-        /// Where; `resolver` ones need no permission.
+        /// Where.
         address: SocketAddr,
-        /// Whether it is DNS to one of the pod's resolvers, which is always allowed.
-        resolver: bool,
     },
 }
 
@@ -64,6 +84,8 @@ pub(super) struct Shown {
     pub(super) chain: Arc<[CertificateDer<'static>]>,
     /// The scope that vouched for it.
     pub(super) scope: Arc<Partner>,
+    /// Whether it came by TLS 1.2.
+    pub(super) tls12: bool,
 }
 
 /// What the peer of a connection has proven of itself, and until when that counts.
@@ -115,25 +137,25 @@ impl Basis {
     pub(super) const fn direction(&self) -> Direction {
         match self {
             Self::Caller { .. } | Self::Anybody { .. } => Direction::Inbound,
-            Self::Server { .. } | Self::Egress { .. } => Direction::Outbound,
+            Self::Server { .. } | Self::Edge { .. } | Self::Host { .. } | Self::Egress { .. } => Direction::Outbound,
         }
     }
 
     /// What the peer has proven, where it had to.
     pub(super) const fn proof(&self) -> Option<&Proof> {
         match self {
-            Self::Caller { proof, .. } => Some(proof),
-            Self::Server { proof, .. } => proof.as_ref(),
-            Self::Anybody { .. } | Self::Egress { .. } => None,
+            Self::Caller { proof, .. } | Self::Edge { proof, .. } => Some(proof),
+            Self::Server { proof, .. } | Self::Anybody { known: proof, .. } => proof.as_ref(),
+            Self::Host { .. } | Self::Egress { .. } => None,
         }
     }
 
     /// The same, to be renewed.
     pub(super) const fn proof_mut(&mut self) -> Option<&mut Proof> {
         match self {
-            Self::Caller { proof, .. } => Some(proof),
-            Self::Server { proof, .. } => proof.as_mut(),
-            Self::Anybody { .. } | Self::Egress { .. } => None,
+            Self::Caller { proof, .. } | Self::Edge { proof, .. } => Some(proof),
+            Self::Server { proof, .. } | Self::Anybody { known: proof, .. } => proof.as_mut(),
+            Self::Host { .. } | Self::Egress { .. } => None,
         }
     }
 }
@@ -150,14 +172,14 @@ pub(super) fn still_admitted(basis: &Basis, judge: &Judge, routes: &Table, now: 
     match basis {
         Basis::Caller { proof, port, own_port, shown } => {
             if let Peer::Partner(partner) = &*proof.original {
-                still_proven(partner, shown.as_ref(), *port, judge, now)?;
+                still_proven(partner, shown.as_ref(), judge, |chain| Ok(judge.proves(chain, *port, now)?.peer))?;
             }
             let admission = judge.brief.admit(&proof.original, *port)?;
             // The application knows by its local port who calls: nobody stays at one that is not its own any more.
             let moved = own_port.is_some() && admission.own_port != *own_port;
             if admission.port.mode == Mode::MutualTls && !moved { Ok(()) } else { Err(Refusal::PortNotAllowed) }
         }
-        Basis::Anybody { port, mode } => {
+        Basis::Anybody { port, mode, known: _ } => {
             if judge.brief.port(*port)?.mode == *mode {
                 Ok(())
             } else {
@@ -170,8 +192,27 @@ pub(super) fn still_admitted(basis: &Basis, judge: &Judge, routes: &Table, now: 
             Some(route) if route.ports.get(&address.port()) != Some(mode) => Err(Refusal::PortNotAllowed),
             Some(_) => Ok(()),
         },
-        Basis::Egress { address, resolver } => {
-            if *resolver || judge.brief.may_leave(address.ip(), address.port()) {
+        Basis::Edge { partner, host, port, proof, shown } => {
+            match judge.brief.named(host, *port)? {
+                Named::Edge(link) if link.name == *partner => {}
+                Named::Edge(_) | Named::Host => return Err(Refusal::DestinationNotDeclared),
+            }
+            let Peer::Partner(identity) = &*proof.original else { return Err(Refusal::NameOutOfScope) };
+            still_proven(identity, Some(shown), judge, |chain| {
+                let judged = judge.edge(chain, partner, host, now);
+                judged.map(|proven| proven.peer).map_err(|refused| refused.reason)
+            })
+        }
+        Basis::Host { host, address } => match judge.brief.named(host, address.port()) {
+            Ok(Named::Host) => Ok(()),
+            // What may be called anyhow needs no name.
+            Err(_) if judge.brief.may_leave(address.ip(), address.port()) => Ok(()),
+            Ok(Named::Edge(_)) => Err(Refusal::DestinationNotDeclared),
+            Err(refusal) => Err(refusal),
+        },
+        Basis::Egress { address } => {
+            // Behind an address of the guard's own is a name, and nothing on the network.
+            if !is_virtual(address.ip()) && judge.brief.may_leave(address.ip(), address.port()) {
                 Ok(())
             } else {
                 Err(Refusal::DestinationNotDeclared)
@@ -196,18 +237,18 @@ fn not_taken_back(proof: &Proof, judge: &Judge, now: Timestamp) -> Result<(), Re
 fn still_proven(
     partner: &PartnerIdentity,
     shown: Option<&Shown>,
-    port: u16,
     judge: &Judge,
-    now: Timestamp,
+    again: impl FnOnce(&[CertificateDer<'_>]) -> Result<Peer, Refusal>,
 ) -> Result<(), Refusal> {
     let scope = judge.partners.get(&partner.partner).ok_or(Refusal::NameOutOfScope)?;
     let shown = shown.ok_or(Refusal::NameOutOfScope)?;
     if !Arc::ptr_eq(scope, &shown.scope) {
-        match judge.proves(&shown.chain, port, now)?.peer {
+        match again(&shown.chain)? {
             Peer::Partner(now) if now.partner == partner.partner => {}
             // Its names are another's now.
             Peer::Partner(_) | Peer::Server(_) => return Err(Refusal::NameOutOfScope),
         }
     }
-    scope.view().partner_taken_back(partner)
+    scope.view().partner_taken_back(partner)?;
+    if shown.tls12 { judge.may_speak_tls12(&partner.partner) } else { Ok(()) }
 }

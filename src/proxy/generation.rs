@@ -11,11 +11,12 @@ use rustls::{ClientConfig, ServerConfig};
 use super::{
     credentials::Leaf,
     judge::Judge,
-    server_certificate::{ServerCertificate, Shown},
-    tls::{self, TlsError},
+    mounted::Certificates,
+    quotas::Quotas,
+    tls::{self, Making, TlsError},
 };
 use crate::{
-    brief::{Allow, Brief, Cursor, INTERNAL, Mode, VERSION},
+    brief::{Allow, Brief, Cursor, INTERNAL, Mode, Port, ServerTls, VERSION},
     identity::SpiffeId,
     pki::{
         revocation::{View, ViewError},
@@ -26,6 +27,10 @@ use crate::{
 
 /// Ports that one server may declare.
 const MAX_PORTS: usize = 32;
+/// Application protocols that one port may offer.
+const MAX_PROTOCOLS: usize = 32;
+/// How application protocols of ours begin.
+const OURS: &str = "entente/";
 /// Client configurations kept; beyond it the store starts anew.
 const MAX_CLIENTS: usize = 4096;
 
@@ -65,6 +70,9 @@ pub(super) enum GenerationError {
     /// A number that belongs to two ports, or too many ports.
     #[error("the brief's ports are ambiguous or too many")]
     Ports,
+    /// Application protocols that cannot be offered.
+    #[error("the application protocols of port {0} are too many, too long, or ours")]
+    Protocols(u16),
     /// Roots that cannot be used.
     #[error("unusable roots")]
     Anchors(#[from] AnchorError),
@@ -107,7 +115,7 @@ impl Generation {
         brief: Brief,
         leaf: Arc<Leaf>,
         before: Option<&Self>,
-        mounted: &Arc<ServerCertificate>,
+        (mounted, quotas): (&Arc<Certificates>, &Arc<Quotas>),
         now: Timestamp,
     ) -> Result<Self, GenerationError> {
         if brief.version != VERSION {
@@ -132,11 +140,13 @@ impl Generation {
         let view = goes_on(&brief.cursor, View::of(scope)?, before)?;
         let partners = Partners::of(&brief, before.map(|before| &before.judge.partners))?;
         let judge = Arc::new(Judge { brief, anchors, view, partners });
+        let making = Making { leaf: &leaf, judge: &judge, mounted, quotas };
+        let plain = ServerTls::default();
         let mut servers = HashMap::new();
         for port in &judge.brief.ports {
             let config = match port.mode {
-                Mode::MutualTls => tls::mutual(&leaf, &judge, port.port)?,
-                Mode::ServerTls => tls::server_only(Shown { mounted: mounted.clone(), own: leaf.clone() })?,
+                Mode::MutualTls => tls::mutual(making, port)?,
+                Mode::ServerTls => tls::server_only(making, port.server_tls.as_ref().unwrap_or(&plain))?,
                 Mode::Plaintext => continue,
             };
             servers.insert(port.port, config);
@@ -205,8 +215,19 @@ fn check_ports(brief: &Brief) -> Result<(), GenerationError> {
             return Err(GenerationError::Ports);
         }
         seen.extend(own);
+        if !offers_in_order(port) {
+            return Err(GenerationError::Protocols(port.port));
+        }
     }
     if brief.ports.len() > MAX_PORTS { Err(GenerationError::Ports) } else { Ok(()) }
+}
+
+/// The application protocols of a port can be written (RFC 7301 §3.1), and none of them is ours: what comes by those is
+/// between servers of ours.
+fn offers_in_order(port: &Port) -> bool {
+    let offered = port.server_tls.as_ref().map_or(&[][..], |settings| &settings.alpn);
+    let fits = |protocol: &String| (1..=255).contains(&protocol.len()) && !protocol.starts_with(OURS);
+    offered.len() <= MAX_PROTOCOLS && offered.iter().all(fits)
 }
 
 /// A brief whose roots do not vouch for us would cut us off from every peer. A leaf outside its validity is no argument
@@ -252,11 +273,11 @@ impl Readiness {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, sync::LazyLock};
 
     use super::*;
     use crate::{
-        brief::{AllowedPartner, Egress, OnPeerExpiry, Port, Revocation, Scope, ScopeNames, Standing, Withdrawal},
+        brief::{AllowedPartner, Egress, OnPeerExpiry, Revocation, Scope, ScopeNames, Standing, Withdrawal},
         identity::Identity,
         proxy::credentials::tests::leaf,
         refusal::WithdrawnDetail,
@@ -312,15 +333,19 @@ mod tests {
         brief.scopes[0].revocation.as_mut().unwrap()
     }
 
-    /// Nothing is mounted.
-    fn mounted() -> Arc<ServerCertificate> {
-        Arc::new(ServerCertificate::new("/nowhere".into()))
+    /// Nothing is mounted, and nobody has asked for anything.
+    fn around() -> (&'static Arc<Certificates>, &'static Arc<Quotas>) {
+        static NOTHING: LazyLock<(Arc<Certificates>, Arc<Quotas>)> = LazyLock::new(|| {
+            let nowhere = std::path::Path::new("/nowhere");
+            (Arc::new(Certificates::new(nowhere.into(), nowhere)), Arc::default())
+        });
+        (&NOTHING.0, &NOTHING.1)
     }
 
     #[test]
     fn neither_revision_nor_revocations_of_one_domain_go_back() {
         let (leaf, good) = ours();
-        let before = Generation::build(good.clone(), leaf.clone(), None, &mounted(), at(NOW)).unwrap();
+        let before = Generation::build(good.clone(), leaf.clone(), None, around(), at(NOW)).unwrap();
         type Change = fn(&mut Brief);
         let cases: [(&str, Change, bool); 10] = [
             ("the same", |_| (), true),
@@ -351,7 +376,7 @@ mod tests {
         for (what, change, accepted) in cases {
             let mut brief = good.clone();
             change(&mut brief);
-            let built = Generation::build(brief, leaf.clone(), Some(&before), &mounted(), at(NOW));
+            let built = Generation::build(brief, leaf.clone(), Some(&before), around(), at(NOW));
             assert_eq!(built.is_ok(), accepted, "{what}: {:?}", built.err());
         }
     }
@@ -386,16 +411,16 @@ mod tests {
     #[test]
     fn within_one_revision_and_list_a_view_only_grows_also_through_a_renewal() {
         let (leaf, good) = ours();
-        let before = Generation::build(good.clone(), leaf.clone(), None, &mounted(), at(NOW)).unwrap();
+        let before = Generation::build(good.clone(), leaf.clone(), None, around(), at(NOW)).unwrap();
         let listed = Identity { serial: vec![7, 7], ..leaf.identity.clone() };
         let forgets = |revision, number| {
             let mut brief = good.clone();
             revocation(&mut brief).serials.values_mut().for_each(Vec::clear);
             brief.cursor.revision += revision;
             revocation(&mut brief).number += number;
-            let after = Generation::build(brief.clone(), leaf.clone(), Some(&before), &mounted(), at(NOW)).unwrap();
+            let after = Generation::build(brief.clone(), leaf.clone(), Some(&before), around(), at(NOW)).unwrap();
             // A renewal builds of the same brief once more.
-            let renewed = Generation::build(brief, leaf.clone(), Some(&after), &mounted(), at(NOW)).unwrap();
+            let renewed = Generation::build(brief, leaf.clone(), Some(&after), around(), at(NOW)).unwrap();
             renewed.judge.view.taken_back(&listed)
         };
         assert_eq!(forgets(0, 0), Err(Refusal::Revoked));
@@ -408,7 +433,7 @@ mod tests {
         let (leaf, brief) = ours();
         for (step, ready) in [(-25 * 3600, true), (0, true), (25 * 3600, false)] {
             let now = at(NOW + step);
-            let generation = Generation::build(brief.clone(), leaf.clone(), None, &mounted(), now).unwrap();
+            let generation = Generation::build(brief.clone(), leaf.clone(), None, around(), now).unwrap();
             let readiness = Readiness::InForce(Arc::new(generation));
             assert_eq!(readiness.generation(now).is_ok(), ready, "{step}");
             assert!(readiness.generation(at(NOW)).is_ok(), "when it is set right");
@@ -425,7 +450,7 @@ mod tests {
                 starting_before: NOW + 1,
                 reason: WithdrawnDetail::Suspended,
             });
-            let generation = Generation::build(brief, leaf.clone(), None, &mounted(), at(NOW)).unwrap();
+            let generation = Generation::build(brief, leaf.clone(), None, around(), at(NOW)).unwrap();
             assert!(generation.judge.view.taken_back(&leaf.identity).is_err());
             if revoked {
                 leaf.revoke();

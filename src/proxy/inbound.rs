@@ -2,6 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use rustls::ProtocolVersion::TLSv1_3;
+use rustls_pki_types::CertificateDer;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -23,6 +25,8 @@ use super::{
 use crate::{
     brief::{ALPN_REPROVE, Direction, Mode, Port},
     handshakes::Handshake,
+    identity::Peer,
+    pki::verify::Proven,
     refusal::{DestinationDetail, HandshakeDetail, Refusal, TimeoutDetail},
     telemetry,
 };
@@ -55,7 +59,7 @@ async fn converse(
     record.mode = mode_word(port.mode);
     if port.mode == Mode::Plaintext {
         drop(pending);
-        let place = anybody(shared, &generation, port, destination.port())?;
+        let place = anybody(shared, &generation, port, destination.port(), None)?;
         let application = SocketAddr::new(destination.ip(), port.target_port);
         return deliver(shared, stream, application, Wire::Plain, place, record).await;
     }
@@ -88,41 +92,102 @@ async fn secure(
         }
     })?;
     shared.metrics.handshake(Direction::Inbound, record.age());
-    let Some(proven) = secured.verdict else {
-        // Only a port that asks for no identity comes here: a `MutualTls` handshake ends with a verdict.
-        let place = match port.mode {
-            Mode::MutualTls => return Err(Refusal::NoCertificate),
-            Mode::ServerTls | Mode::Plaintext => anybody(shared, generation, port, dialled)?,
-        };
-        return Ok((secured.stream, place, port.target_port));
-    };
-    record.proven(&proven.peer);
     let connection = secured.stream.get_ref().1;
     let chain = connection.peer_certificates().unwrap_or_default();
-    // Application protocols of ours are between servers of ours.
-    if proven.peer.server().is_none() && connection.alpn_protocol().is_some() {
-        return Err(Refusal::BadAlpn);
+    if let Some(proven) = &secured.verdict {
+        record.proven(&proven.peer);
     }
+    let (place, target) = match (port.mode, secured.verdict) {
+        // A `MutualTls` handshake ends with a verdict.
+        (Mode::MutualTls, None) => return Err(Refusal::NoCertificate),
+        (Mode::MutualTls, Some(proven)) => {
+            // Application protocols of ours are between servers of ours.
+            if proven.peer.server().is_none() && connection.alpn_protocol().is_some() {
+                return Err(Refusal::BadAlpn);
+            }
+            let tls12 = connection.protocol_version() != Some(TLSv1_3);
+            admitted(shared, generation, Came { dialled, chain, tls12 }, proven)?
+        }
+        (Mode::ServerTls | Mode::Plaintext, known) => {
+            let known = known.map(|proven| (proven, chain));
+            (anybody(shared, generation, port, dialled, known)?, port.target_port)
+        }
+    };
+    Ok((secured.stream, place, target))
+}
+
+/// How a caller with a certificate came.
+#[derive(Clone, Copy)]
+struct Came<'a> {
+    /// The port that it dialled.
+    dialled: u16,
+    chain: &'a [CertificateDer<'static>],
+    tls12: bool,
+}
+
+/// Registers a caller that the handshake let in; answers also where the application takes its calls.
+fn admitted(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    came: Came<'_>,
+    proven: Proven,
+) -> Result<(Place, u16), Refusal> {
+    let Came { dialled, chain, tls12 } = came;
+    let partner = partner_may(shared, generation, &proven.peer, tls12)?;
     let admission = generation.brief().admit(&proven.peer, dialled)?;
     let (own_port, mut target) = (admission.own_port, admission.target_port());
-    let shown = generation.judge.shown(&proven.peer, chain);
+    let seat = partner.as_ref().map(|partner| shared.seat(generation, partner)).transpose()?;
+    let shown = generation.judge.shown(&proven.peer, chain, tls12);
     let proof = Proof::new(proven, generation.own_until, telemetry::now());
     let basis = Basis::Caller { proof, port: dialled, own_port, shown };
     let again = basis.clone();
-    let place = shared.register(basis, generation, |current| {
+    let mut place = shared.register(basis, generation, |current| {
         let now = telemetry::now();
-        let proven = current.judge.caller(chain, dialled, now).map_err(|refused| refused.reason)?;
+        let proven = current.judge.caller(chain, dialled, now, |_| Ok(())).map_err(|refused| refused.reason)?;
         still_admitted(&again, &current.judge, &shared.routes.table(), now)?;
         target = current.brief().admit(&proven.peer, dialled)?.target_port();
         Ok(())
     })?;
-    Ok((secured.stream, place, target))
+    place.seat = seat;
+    if let Some(partner) = &partner {
+        shared.contacts.met(partner, None, telemetry::now());
+    }
+    Ok((place, target))
 }
 
-fn anybody(shared: &Shared, generation: &Arc<Generation>, port: &Port, dialled: u16) -> Result<Place, Refusal> {
-    let basis = Basis::Anybody { port: dialled, mode: port.mode };
+/// What a handshake cannot see: which version of TLS a caller may speak, and whether what a partner is to be shown was
+/// there. Answers the partner's name.
+fn partner_may(shared: &Shared, generation: &Generation, peer: &Peer, tls12: bool) -> Result<Option<String>, Refusal> {
+    let name = match peer {
+        Peer::Partner(partner) => &partner.partner,
+        Peer::Server(_) if tls12 => return Err(Refusal::HandshakeFailed(HandshakeDetail::Version)),
+        Peer::Server(_) => return Ok(None),
+    };
+    if tls12 {
+        generation.judge.may_speak_tls12(name)?;
+    }
+    if generation.brief().link(name).is_some_and(|link| link.presents) {
+        tls::presented(&shared.place.mounted, name)?;
+    }
+    Ok(Some(name.clone()))
+}
+
+/// Registers a caller of a port that asks for no identity, and who it is where it said so.
+fn anybody(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    port: &Port,
+    dialled: u16,
+    known: Option<(Proven, &[CertificateDer<'_>])>,
+) -> Result<Place, Refusal> {
+    let (proven, chain) = known.unzip();
+    let known = proven.map(|proven| Proof::new(proven, generation.own_until, telemetry::now()));
+    let basis = Basis::Anybody { port: dialled, mode: port.mode, known };
     let again = basis.clone();
     shared.register(basis, generation, |current| {
+        if let Some(chain) = chain {
+            current.judge.known(chain, telemetry::now()).map_err(|refused| refused.reason)?;
+        }
         still_admitted(&again, &current.judge, &shared.routes.table(), telemetry::now())
     })
 }

@@ -1,5 +1,6 @@
-//! The interception rules: every TCP connection goes through the proxy, everything else is dropped but DNS and
-//! declared UDP ports. The rules live in the pod's network namespace and need no process: a dead proxy means refused.
+//! The interception rules: every TCP connection goes through the proxy, what is asked of the pod's resolvers through its
+//! DNS guard, and everything else is dropped but declared UDP ports. The rules live in the pod's network namespace and
+//! need no process: a dead proxy means refused.
 
 use std::{
     fmt::Write,
@@ -17,7 +18,7 @@ use tokio::{
 };
 
 use super::sockets;
-use crate::sidecar::{HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, UID};
+use crate::sidecar::{DNS_PORT, HEALTH_PORT, INBOUND_PORT, OUTBOUND_PORT, UID};
 
 /// What is done with IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,9 @@ pub enum Ipv6 {
     /// Dropped, where the kernel cannot redirect it or the pod has none.
     Drop,
 }
+
+/// Where resolvers listen.
+const DNS: u16 = 53;
 
 /// Documentation addresses (RFC 5737, RFC 3849): nobody is there, so only the rules can make a dial succeed.
 const PROOF_V4: &str = "192.0.2.1:9";
@@ -60,7 +64,7 @@ pub fn ruleset(udp_ports: &[u16], resolvers: &[IpAddr], ipv6: Ipv6) -> String {
          \x20   type nat hook output priority -100; policy accept;\n\
          \x20   meta skuid {UID} meta skgid {UID} accept\n\
          \x20   oifname \"lo\" accept\n\
-         \x20   meta l4proto tcp redirect to :{OUTBOUND_PORT}\n\
+         {}\x20   meta l4proto tcp redirect to :{OUTBOUND_PORT}\n\
          \x20 }}\n\
          \x20 chain nat_in {{\n\
          \x20   type nat hook prerouting priority -100; policy accept;\n\
@@ -68,28 +72,55 @@ pub fn ruleset(udp_ports: &[u16], resolvers: &[IpAddr], ipv6: Ipv6) -> String {
          \x20   tcp dport {HEALTH_PORT} accept\n\
          \x20   meta l4proto tcp redirect to :{INBOUND_PORT}\n\
          \x20 }}\n\
-         }}\n"
+         }}\n",
+        dns_out(resolvers, ipv6),
     );
     text
 }
 
+/// What is asked of the pod's resolvers goes to the guard; conntrack lets its answers come from the resolver.
+fn dns_out(resolvers: &[IpAddr], ipv6: Ipv6) -> String {
+    let mut rules = String::new();
+    for (family, addresses) in by_family(resolvers) {
+        if !addresses.is_empty() && (family == "ip" || ipv6 == Ipv6::Redirect) {
+            let addresses = list(&addresses);
+            for protocol in ["udp", "tcp"] {
+                let _ = writeln!(
+                    rules,
+                    "    {family} daddr {{ {addresses} }} {protocol} dport {DNS} redirect to :{DNS_PORT}"
+                );
+            }
+        }
+    }
+    rules
+}
+
+fn by_family(resolvers: &[IpAddr]) -> [(&'static str, Vec<IpAddr>); 2] {
+    let (v4, v6) = resolvers.iter().partition(|address| address.is_ipv4());
+    [("ip", v4), ("ip6", v6)]
+}
+
 /// What may leave the pod. TCP that conntrack did not redirect (an invalid packet, say) is dropped here.
 fn filter_out(udp_ports: &[u16], resolvers: &[IpAddr]) -> String {
-    let (v4, v6): (Vec<IpAddr>, Vec<IpAddr>) = resolvers.iter().partition(|address| address.is_ipv4());
     let mut chain = format!(
         "  chain filter_out {{\n\
          \x20   type filter hook output priority 0; policy drop;\n\
          \x20   oifname \"lo\" accept\n\
          \x20   meta l4proto tcp meta skuid {UID} meta skgid {UID} accept\n\
-         \x20   ip daddr 127.0.0.1 tcp dport {OUTBOUND_PORT} accept\n\
-         \x20   ip6 daddr ::1 tcp dport {OUTBOUND_PORT} accept\n\
-         \x20   ct state established,related accept\n"
+         \x20   ip daddr 127.0.0.1 tcp dport {{ {OUTBOUND_PORT}, {DNS_PORT} }} accept\n\
+         \x20   ip6 daddr ::1 tcp dport {{ {OUTBOUND_PORT}, {DNS_PORT} }} accept\n\
+         \x20   ip daddr 127.0.0.1 udp dport {DNS_PORT} accept\n\
+         \x20   ip6 daddr ::1 udp dport {DNS_PORT} accept\n"
     );
-    for (family, addresses) in [("ip", v4), ("ip6", v6)] {
+    for (family, addresses) in by_family(resolvers) {
         if !addresses.is_empty() {
-            let _ = writeln!(chain, "    {family} daddr {{ {} }} udp dport 53 accept", list(&addresses));
+            let (addresses, proxy) = (list(&addresses), format!("meta skuid {UID} meta skgid {UID}"));
+            let _ = writeln!(chain, "    {family} daddr {{ {addresses} }} udp dport {DNS} {proxy} accept");
+            // Before what is established: conntrack may remember a question of the proxy's with the same numbers.
+            let _ = writeln!(chain, "    {family} daddr {{ {addresses} }} udp dport {DNS} drop");
         }
     }
+    let _ = writeln!(chain, "    ct state established,related accept");
     if !udp_ports.is_empty() {
         let _ = writeln!(chain, "    udp sport {{ {0} }} accept\n    udp dport {{ {0} }} accept", list(udp_ports));
     }
@@ -252,11 +283,17 @@ mod tests {
         let rules = ruleset(&[5060, 3478], &resolvers, Ipv6::Redirect);
         let udp: Vec<_> = rules.lines().filter(|line| line.contains("udp")).map(str::trim).collect();
         let expected = [
-            "ip daddr { 10.96.0.10 } udp dport 53 accept",
-            "ip6 daddr { fd00::a } udp dport 53 accept",
+            "ip daddr 127.0.0.1 udp dport 15053 accept",
+            "ip6 daddr ::1 udp dport 15053 accept",
+            "ip daddr { 10.96.0.10 } udp dport 53 meta skuid 5061 meta skgid 5061 accept",
+            "ip daddr { 10.96.0.10 } udp dport 53 drop",
+            "ip6 daddr { fd00::a } udp dport 53 meta skuid 5061 meta skgid 5061 accept",
+            "ip6 daddr { fd00::a } udp dport 53 drop",
             "udp sport { 5060, 3478 } accept",
             "udp dport { 5060, 3478 } accept",
             "udp dport { 5060, 3478 } accept",
+            "ip daddr { 10.96.0.10 } udp dport 53 redirect to :15053",
+            "ip6 daddr { fd00::a } udp dport 53 redirect to :15053",
         ];
         assert_eq!(udp, expected);
         assert_eq!(rules.matches("policy drop").count(), 2);
@@ -270,14 +307,15 @@ mod tests {
                 assert!(line.contains("skuid 5061 meta skgid 5061 accept"), "{line}");
             }
             assert_eq!(rules.matches("skuid").count(), 2);
-            assert!(!rules.contains("udp"));
+            assert!(!rules.contains("dport 53"));
         }
     }
 
     #[test]
     fn without_ipv6_redirect_no_rule_lets_ipv6_out() {
-        let rules = ruleset(&[], &[], Ipv6::Drop);
+        let rules = ruleset(&[], &["fd00::a".parse().unwrap()], Ipv6::Drop);
         assert!(rules.contains("table ip entente {"));
+        assert!(!rules.contains("ip6 daddr { fd00::a } udp dport 53 redirect"), "a table of ip knows no ip6");
         assert_eq!(rules.matches("table inet entente {").count(), 1);
     }
 }

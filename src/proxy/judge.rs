@@ -6,12 +6,12 @@ use rustls_pki_types::CertificateDer;
 use super::basis::Shown;
 use crate::{
     brief::Brief,
-    identity::{Peer, SpiffeId},
+    identity::{DnsName, Peer, SpiffeId},
     pki::{
         revocation::View,
-        verify::{self, Anchors, Partners, Proven, Role, Scopes},
+        verify::{self, Anchors, Chosen, Partner, Partners, Proven, Role, Scopes},
     },
-    refusal::Refusal,
+    refusal::{HandshakeDetail, Refusal, ServerDetail},
 };
 
 /// A refusal, and who was proven before it.
@@ -38,20 +38,30 @@ pub(super) struct Judge {
     pub(super) anchors: Anchors,
     /// What they have taken back.
     pub(super) view: View,
-    /// The partners that may call.
+    /// The partners that may call, or be called.
     pub(super) partners: Partners,
 }
 
 impl Judge {
-    /// Judges whoever dialled `port`: chain, names, revocation, topology, in this order.
-    pub(super) fn caller(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Proven, Refused> {
-        let proven = self.proves(chain, port, now)?;
-        let current = match &proven.peer {
-            Peer::Server(server) => self.view.judge(server, now),
-            Peer::Partner(partner) => match self.partners.get(&partner.partner) {
-                Some(scope) => scope.view().judge_partner(partner, now),
-                None => Err(Refusal::NameOutOfScope),
-            },
+    /// Judges whoever dialled `port`: chain, names, revocation, topology, in this order. `before` has a say when the
+    /// names have chosen a partner's scope, and no signature has been looked at.
+    pub(super) fn caller(
+        &self,
+        chain: &[CertificateDer<'_>],
+        port: u16,
+        now: Timestamp,
+        before: impl FnOnce(&Partner) -> Result<(), Refusal>,
+    ) -> Result<Proven, Refused> {
+        let scopes = self.scopes();
+        let chosen = scopes.choose(chain, &self.brief.port(port)?.allow)?;
+        if let Chosen::Partner(partner) = chosen {
+            before(partner)?;
+        }
+        let proven = scopes.verdict(chosen, chain, now)?;
+        let current = match (&proven.peer, chosen) {
+            (Peer::Server(server), _) => self.view.judge(server, now),
+            (Peer::Partner(partner), Chosen::Partner(scope)) => scope.view().judge_partner(partner, now),
+            (Peer::Partner(_), Chosen::Internal) => Err(Refusal::NameOutOfScope),
         };
         match current.and_then(|()| self.brief.admit(&proven.peer, port)) {
             Ok(_) => Ok(proven),
@@ -59,18 +69,32 @@ impl Judge {
         }
     }
 
+    /// Judges whoever showed a certificate where it need not: a server of ours, or nobody.
+    pub(super) fn known(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<Proven, Refused> {
+        let proven = self.scopes().verdict(Chosen::Internal, chain, now)?;
+        match proven.peer.server().map(|server| self.view.judge(server, now)) {
+            Some(Ok(())) => Ok(proven),
+            Some(Err(reason)) => Err(Refused { reason, proven: Some(Box::new(proven.peer)) }),
+            None => Err(Refusal::NameOutOfScope.into()),
+        }
+    }
+
     /// What is kept of the chain that `peer` showed: of partners alone.
-    pub(super) fn shown(&self, peer: &Peer, chain: &[CertificateDer<'_>]) -> Option<Shown> {
+    pub(super) fn shown(&self, peer: &Peer, chain: &[CertificateDer<'_>], tls12: bool) -> Option<Shown> {
         let Peer::Partner(partner) = peer else { return None };
         let chain = chain.iter().map(|one| one.clone().into_owned()).collect();
-        Some(Shown { chain, scope: self.partners.get(&partner.partner)?.clone() })
+        Some(Shown { chain, scope: self.partners.get(&partner.partner)?.clone(), tls12 })
     }
 
     /// Whom a caller's chain proves, in the one scope that `port` and its names choose.
     pub(super) fn proves(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Proven, Refusal> {
+        let scopes = self.scopes();
+        scopes.verdict(scopes.choose(chain, &self.brief.port(port)?.allow)?, chain, now)
+    }
+
+    fn scopes(&self) -> Scopes<'_> {
         let ours = self.brief.identity.trust_domain();
-        let scopes = Scopes { ours, internal: &self.anchors, partners: &self.partners };
-        scopes.caller(chain, &self.brief.port(port)?.allow, now)
+        Scopes { ours, internal: &self.anchors, partners: &self.partners }
     }
 
     /// Judges whoever answered where `expected` was dialled: chain, names, revocation. Topology chose `expected`.
@@ -85,6 +109,34 @@ impl Judge {
         match expected.and_then(|()| self.view.judge(&verdict.identity, now)) {
             Ok(()) => Ok(verdict.into()),
             Err(reason) => Err(Refused { reason, proven: Some(Box::new(Peer::Server(verdict.identity))) }),
+        }
+    }
+
+    /// Judges whoever answered where the edge `host` of `partner` was dialled: chain, names, revocation.
+    pub(super) fn edge(
+        &self,
+        chain: &[CertificateDer<'_>],
+        partner: &str,
+        host: &DnsName,
+        now: Timestamp,
+    ) -> Result<Proven, Refused> {
+        let scope = self.partners.get(partner).ok_or(Refusal::DestinationNotDeclared)?;
+        let proven = scope.callee(chain, now)?;
+        let judged = match &proven.peer {
+            Peer::Partner(partner) if partner.dns_names.contains(host) => scope.view().judge_partner(partner, now),
+            Peer::Partner(_) | Peer::Server(_) => Err(Refusal::WrongServer(ServerDetail::DnsName)),
+        };
+        match judged {
+            Ok(()) => Ok(proven),
+            Err(reason) => Err(Refused { reason, proven: Some(Box::new(proven.peer)) }),
+        }
+    }
+
+    /// Whether TLS 1.2 is spoken with `partner`: with those that cannot do better.
+    pub(super) fn may_speak_tls12(&self, partner: &str) -> Result<(), Refusal> {
+        match self.brief.link(partner) {
+            Some(link) if link.tls12 => Ok(()),
+            _ => Err(Refusal::HandshakeFailed(HandshakeDetail::Version)),
         }
     }
 }

@@ -7,7 +7,9 @@ mod accept;
 mod access;
 mod basis;
 mod channel;
+mod contacts;
 mod credentials;
+mod dns;
 mod drain;
 mod enrol;
 mod expiry;
@@ -18,13 +20,15 @@ pub mod intercept;
 mod judge;
 mod limits;
 mod metrics;
+mod mounted;
+mod named;
 mod outbound;
 mod probes;
+mod quotas;
 mod registry;
 mod relay;
 mod reprove;
 mod routes;
-mod server_certificate;
 mod shared;
 mod sockets;
 mod sync;
@@ -46,7 +50,7 @@ use self::{
     accept::Acceptor,
     health::Health,
     limits::Limits,
-    server_certificate::ServerCertificate,
+    mounted::Certificates,
     shared::{Shared, Surroundings},
 };
 pub use self::{
@@ -73,8 +77,10 @@ pub struct Config {
     pub pod_ips: Vec<IpAddr>,
     /// The pod's UID.
     pub pod_uid: String,
+    /// Where the application's questions about names arrive, over UDP and TCP.
+    pub dns: Vec<SocketAddr>,
     /// The pod's nameservers.
-    pub resolvers: Vec<IpAddr>,
+    pub resolvers: Vec<SocketAddr>,
     /// The controller.
     pub control: Control,
     /// The pod-bound token.
@@ -83,6 +89,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Where the certificate that ServerTLS ports show is mounted, if it is.
     pub server_certificate: PathBuf,
+    /// Below it are the certificates that partners are shown, each in a folder of the partner's name.
+    pub presented_certificates: PathBuf,
     /// The application's probes and hooks.
     pub probes: Probes,
     /// How original destinations are learnt.
@@ -98,6 +106,7 @@ pub struct Bound {
     inbound: Vec<std::net::TcpListener>,
     outbound: Vec<std::net::TcpListener>,
     health: Vec<std::net::TcpListener>,
+    dns: dns::Listeners,
 }
 
 /// Takes every port; one that is taken already is an error here, not later.
@@ -105,7 +114,8 @@ pub fn bind(config: Config) -> anyhow::Result<Bound> {
     let inbound = sockets::listen_all(&config.inbound).context("inbound")?;
     let outbound = sockets::listen_all(&config.outbound).context("outbound")?;
     let health = sockets::listen_all(&config.health).context("health")?;
-    Ok(Bound { config, inbound, outbound, health })
+    let dns = dns::Listeners::bind(&config.dns).context("dns")?;
+    Ok(Bound { config, inbound, outbound, health, dns })
 }
 
 fn addresses(listeners: &[std::net::TcpListener]) -> Vec<SocketAddr> {
@@ -128,6 +138,11 @@ impl Bound {
         addresses(&self.health)
     }
 
+    /// Where the application's questions about names arrive.
+    pub fn dns(&self) -> Vec<SocketAddr> {
+        self.dns.addresses()
+    }
+
     /// Replaces how original destinations are learnt, now that the ports are known.
     #[must_use]
     pub fn intercepted(mut self, intercepted: Intercepted) -> Self {
@@ -137,9 +152,9 @@ impl Bound {
 
     /// Serves until `shutdown`, then drains.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
-        let own_ports = [self.inbound(), self.outbound(), self.health()].concat();
+        let own_ports = [self.inbound(), self.outbound(), self.health(), self.dns()].concat();
         let own_ports = own_ports.iter().map(SocketAddr::port).chain([ADMIN_PORT]).collect();
-        let Self { config, inbound, outbound, health } = self;
+        let Self { config, inbound, outbound, health, dns } = self;
         let Config {
             pod_ips,
             pod_uid,
@@ -148,12 +163,13 @@ impl Bound {
             token_file,
             state_dir,
             server_certificate,
+            presented_certificates,
             probes,
             intercepted,
             ..
         } = config;
         std::fs::create_dir_all(&state_dir).with_context(|| format!("cannot use {}", state_dir.display()))?;
-        let mounted = Arc::new(ServerCertificate::new(server_certificate));
+        let mounted = Arc::new(Certificates::new(server_certificate, &presented_certificates));
         let place = Surroundings { pod_uid, pod_ips, resolvers, own_ports, state_dir, intercepted, mounted };
         let shared = Arc::new(Shared::new(place));
         restore(&shared);
@@ -175,6 +191,12 @@ impl Bound {
                 background.spawn(acceptor.clone().run(listener, direction, stop.clone()));
             }
         }
+        let guard = dns.serve(shared.clone());
+        background.spawn(stop.clone().run_until_cancelled_owned(async {
+            if let Err(error) = guard.await {
+                tracing::error!(%error, "the DNS guard ended");
+            }
+        }));
         let enrol = enrol::run(shared.clone(), control.clone(), token_file);
         background.spawn(stop.clone().run_until_cancelled_owned(enrol));
         background.spawn(stop.clone().run_until_cancelled_owned(shared.place.mounted.clone().follow()));

@@ -9,8 +9,10 @@ use tokio::net::TcpStream;
 use super::{
     access::Record,
     basis::{Basis, Proof, still_admitted},
+    dns,
     generation::Generation,
     metrics::mode_word,
+    named,
     registry::Place,
     relay::{self, Wire},
     shared::Shared,
@@ -22,9 +24,6 @@ use crate::{
     refusal::{AlertDetail, Refusal, ServerDetail},
     telemetry,
 };
-
-/// DNS over TCP.
-const DNS: u16 = 53;
 
 /// Serves one connection of our application to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
@@ -40,6 +39,9 @@ async fn converse(shared: &Shared, application: TcpStream, record: &mut Record) 
     record.peer = destination.ip().to_string();
     shared.not_ourselves(destination)?;
     let generation = shared.generation()?;
+    if dns::is_virtual(destination.ip()) {
+        return named::call(shared, &generation, application, destination, record).await;
+    }
     let Some(route) = shared.routes.find(destination.ip()).await else {
         return egress(shared, &generation, application, destination, record).await;
     };
@@ -62,7 +64,7 @@ fn declared_mode(route: &Route, port: u16) -> Result<Mode, Refusal> {
     route.ports.get(&port).copied().ok_or(Refusal::PortNotAllowed)
 }
 
-/// What is not declared leaves as it is, where the brief allows that; DNS to the pod's resolvers always.
+/// What is not declared leaves as it is, where the brief allows that.
 async fn egress(
     shared: &Shared,
     generation: &Arc<Generation>,
@@ -70,8 +72,7 @@ async fn egress(
     destination: SocketAddr,
     record: &mut Record,
 ) -> Result<(), Refusal> {
-    let resolver = destination.port() == DNS && shared.place.resolvers.contains(&destination.ip());
-    let basis = Basis::Egress { address: destination, resolver };
+    let basis = Basis::Egress { address: destination };
     still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
     record.mode = "egress";
     splice(shared, generation, application, destination, basis, record).await
@@ -125,7 +126,7 @@ async fn mutual(
 }
 
 /// Registers a connection; routes may have changed since they were looked up, as the generation may have.
-fn register(
+pub(super) fn register(
     shared: &Shared,
     generation: &Arc<Generation>,
     basis: Basis,

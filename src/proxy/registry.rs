@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::{
     basis::{Basis, Proof, still_admitted},
     judge::Judge,
+    quotas::Seat,
     routes::Table,
 };
 use crate::{
@@ -58,6 +59,8 @@ pub(super) struct Place {
     id: u64,
     /// Says why the connection must end.
     pub(super) killed: oneshot::Receiver<Refusal>,
+    /// Among the connections of its partner.
+    pub(super) seat: Option<Seat>,
 }
 
 impl Drop for Place {
@@ -104,7 +107,7 @@ impl Registry {
         let (kill, killed) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, Open { basis, kill: Some(kill) });
-        Place { registry: self.clone(), id, killed }
+        Place { registry: self.clone(), id, killed, seat: None }
     }
 
     /// Ends exactly the connections that `judge` and `routes` no longer admit; answers how many.

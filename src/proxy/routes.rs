@@ -1,100 +1,66 @@
-//! The table of routes: address → declared server. Routes only *find* peers; certificates prove them.
+//! The table of routes: address → declared server, and name → addresses. Routes only *find* peers; certificates prove
+//! them.
 //!
-//! Pushed whole to small topologies; beyond that an unknown address is asked for at its first dial, which waits.
+//! Pushed whole to small topologies; beyond that an unknown address is asked for at its first dial, and a name when a
+//! resolver first tells an address of it: both wait.
+
+mod questions;
+mod table;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::BTreeSet,
     net::IpAddr,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use tokio::{sync::watch, time::timeout};
 
-use crate::brief::{PUSHED_ROUTES, Route, RouteCursor, RouteDelta};
+pub(super) use self::table::{Led, Table};
+use self::{questions::Questions, table::Entry};
+use crate::{
+    brief::{PUSHED_ROUTES, Route, RouteCursor, RouteDelta},
+    identity::DnsName,
+};
 
-/// How long a dial waits for the answer about an address.
+/// How long a dial waits for the answer about an address, and an answer of DNS for that about its name.
 const ASK: Duration = Duration::from_secs(2);
-/// How long the answer "nobody declared is there" is believed.
-const UNKNOWN: Duration = Duration::from_secs(5);
+/// How long news of the table is waited for before a declared name leads to a wrong address: a resolver may have heard of
+/// a new pod first.
+const NEWS: Duration = Duration::from_secs(1);
 /// How long an on-demand route is kept after its last use.
 const KEEP: Duration = Duration::from_secs(600);
-/// Addresses asked for in one sync, and remembered as asked.
+/// Addresses remembered as asked.
 const MAX_ASKED: usize = 1024;
+/// And asked for in one sync, which has a bound of bytes.
+const ADDRESSES_AT_ONCE: usize = 256;
+/// Names remembered as asked.
+const MAX_NAMES: usize = 1024;
+/// And asked for in one sync.
+const NAMES_AT_ONCE: usize = 64;
 
-/// One state of the table.
-#[derive(Debug, Default)]
-pub(super) struct Table {
-    entries: HashMap<IpAddr, Arc<Entry>>,
-    /// The own addresses of pods, by their UIDs.
-    pods: HashMap<String, Vec<IpAddr>>,
-    cursor: Option<RouteCursor>,
-    on_demand: bool,
-}
+/// The controller did not answer about a name in time, nor ever before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Unanswered;
 
-#[derive(Debug)]
-struct Entry {
-    route: Route,
-    /// Seconds after the table's beginning.
-    used: AtomicU64,
-}
-
-impl Table {
-    /// The declared server at `address`.
-    pub(super) fn at(&self, address: IpAddr) -> Option<&Route> {
-        self.entries.get(&address).map(|entry| &entry.route)
-    }
-
-    /// The declared server at the own addresses of the pod `uid`.
-    pub(super) fn of_pod(&self, uid: &str) -> impl Iterator<Item = &Route> {
-        self.pods.get(uid).into_iter().flatten().filter_map(|address| self.at(*address))
-    }
-
-    fn apply(&self, delta: RouteDelta, second: u64) -> Self {
-        let mut entries = if delta.reset { HashMap::new() } else { self.entries.clone() };
-        for address in &delta.remove {
-            entries.remove(&address.to_canonical());
-        }
-        for route in delta.put {
-            let address = route.address.to_canonical();
-            let used = AtomicU64::new(second);
-            entries.insert(address, Arc::new(Entry { route, used }));
-        }
-        let mut pods = HashMap::<String, Vec<IpAddr>>::new();
-        for (address, entry) in &entries {
-            if let Some(uid) = &entry.route.pod {
-                pods.entry(uid.clone()).or_default().push(*address);
-            }
-        }
-        Self { entries, pods, cursor: Some(delta.cursor), on_demand: delta.on_demand }
-    }
-}
-
-/// The table in force, and the questions about addresses that it lacks.
+/// The table in force, and the questions about what it lacks.
 #[derive(Debug)]
 pub(super) struct Routes {
     table: ArcSwap<Table>,
-    asked: Mutex<BTreeMap<IpAddr, Asked>>,
+    addresses: Questions<IpAddr>,
+    names: Questions<DnsName>,
     changed: watch::Sender<()>,
     wanted: watch::Sender<()>,
     since: Instant,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Asked {
-    Waiting,
-    Answered(Instant),
 }
 
 impl Default for Routes {
     fn default() -> Self {
         Self {
             table: ArcSwap::default(),
-            asked: Mutex::default(),
+            addresses: Questions::new(MAX_ASKED),
+            names: Questions::new(MAX_NAMES),
             changed: watch::Sender::new(()),
             wanted: watch::Sender::new(()),
             since: Instant::now(),
@@ -110,19 +76,24 @@ impl Routes {
 
     /// The declared server at `address`; waits a little for the first table, or for the answer about this address.
     pub(super) async fn find(&self, address: IpAddr) -> Option<Route> {
+        self.wait(ASK, || self.look(address)).await.flatten()
+    }
+
+    /// Looks again whenever something has changed, until there is an answer or no more time.
+    async fn wait<T>(&self, at_most: Duration, mut look: impl FnMut() -> Option<T>) -> Option<T> {
         let mut changed = self.changed.subscribe();
         let answer = async {
             loop {
                 changed.borrow_and_update();
-                if let Some(answer) = self.look(address) {
-                    return answer;
+                if let Some(answer) = look() {
+                    return Some(answer);
                 }
                 if changed.changed().await.is_err() {
                     return None;
                 }
             }
         };
-        timeout(ASK, answer).await.ok().flatten()
+        timeout(at_most, answer).await.ok().flatten()
     }
 
     /// `None` = not known yet, and asked for.
@@ -132,20 +103,41 @@ impl Routes {
             entry.used.store(self.second(), Ordering::Relaxed);
             return Some(Some(entry.route.clone()));
         }
-        if table.cursor.is_some() && !table.on_demand {
+        if table.cursor.is_some() && !table.on_demand || self.addresses.is_fresh(&address) {
             return Some(None);
         }
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        match asked.get(&address) {
-            Some(Asked::Answered(when)) if when.elapsed() < UNKNOWN => return Some(None),
-            Some(Asked::Waiting) => return None,
-            _ => {}
+        if table.on_demand && self.addresses.ask(&address) {
+            self.wanted.send_replace(());
         }
-        if asked.len() >= MAX_ASKED {
-            asked.retain(|_, state| matches!(state, Asked::Waiting));
+        None
+    }
+
+    /// Where the declared name `name` may lead, now that a resolver told `told` of it; `None` = nobody declared bears it.
+    /// Waits a little where something is told that the table does not know (yet).
+    pub(super) async fn led(&self, name: &DnsName, told: &[IpAddr]) -> Result<Option<Led>, Unanswered> {
+        if let Some(led) = self.wait(ASK, || self.look_name(name, told)).await {
+            let is_known = |led: &Led| told.iter().all(|address| led.addresses.contains(address));
+            if led.as_ref().is_none_or(is_known) {
+                return Ok(led);
+            }
+            let news = || self.table.load().led(name).filter(is_known);
+            return Ok(self.wait(NEWS, news).await.or(led));
         }
-        if asked.len() < MAX_ASKED && table.on_demand {
-            asked.insert(address, Asked::Waiting);
+        // What running servers were told before still holds without a controller.
+        if self.names.was_answered(name) { Ok(self.table.load().led(name)) } else { Err(Unanswered) }
+    }
+
+    /// `None` = not known yet, and asked for.
+    fn look_name(&self, name: &DnsName, told: &[IpAddr]) -> Option<Option<Led>> {
+        let table = self.table.load();
+        table.cursor?;
+        let led = table.led(name);
+        let is_known = |led: &Led| told.iter().all(|address| led.addresses.contains(address));
+        if !table.on_demand || led.as_ref().is_some_and(is_known) || self.names.is_fresh(name) {
+            table.use_at(told, self.second());
+            return Some(led);
+        }
+        if self.names.ask(name) {
             self.wanted.send_replace(());
         }
         None
@@ -165,21 +157,21 @@ impl Routes {
 
     /// Addresses to ask for now.
     pub(super) fn ask(&self) -> Vec<IpAddr> {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.iter().filter(|(_, state)| matches!(state, Asked::Waiting)).map(|(address, _)| *address).collect()
+        self.addresses.waiting(ADDRESSES_AT_ONCE)
     }
 
-    /// The controller answered about `addresses`: those still absent are nobody's that is declared.
-    pub(super) fn answered(&self, addresses: &[IpAddr]) {
-        if addresses.is_empty() {
+    /// Names to ask for now.
+    pub(super) fn ask_names(&self) -> Vec<DnsName> {
+        self.names.waiting(NAMES_AT_ONCE)
+    }
+
+    /// The controller answered about `addresses` and `names`: what is still absent is nobody's that is declared.
+    pub(super) fn answered(&self, addresses: &[IpAddr], names: &[DnsName]) {
+        if addresses.is_empty() && names.is_empty() {
             return;
         }
-        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        for address in addresses {
-            asked.insert(*address, Asked::Answered(now));
-        }
-        drop(asked);
+        self.addresses.answered(addresses);
+        self.names.answered(names);
         self.changed.send_replace(());
     }
 
@@ -224,6 +216,8 @@ impl Routes {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use crate::identity::SpiffeId;
 
@@ -305,10 +299,89 @@ mod tests {
         });
         tokio::task::yield_now().await;
         assert_eq!(routes.ask(), [address]);
-        routes.answered(&[address]);
+        routes.answered(&[address], &[]);
         assert!(waiting.await.unwrap().is_none());
         assert!(routes.ask().is_empty());
         assert!(routes.find(address).await.is_none());
         assert!(routes.ask().is_empty(), "asked once");
+    }
+
+    fn name(text: &str) -> DnsName {
+        DnsName::parse(text).unwrap()
+    }
+
+    /// A delta whose routes bear `names`.
+    fn named(version: u64, put: &[&str], remove: &[&str], names: &[&str]) -> RouteDelta {
+        let mut delta = delta(version, put, remove);
+        for route in &mut delta.put {
+            route.names = names.iter().map(|text| name(text)).collect();
+        }
+        delta
+    }
+
+    fn told(addresses: &[&str]) -> Vec<IpAddr> {
+        addresses.iter().map(|address| address.parse().unwrap()).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_name_leads_to_all_that_bear_it_and_for_a_while_to_what_has_left() {
+        let routes = Routes::default();
+        routes.apply(named(1, &["10.0.0.1", "10.0.0.2", "10.9.0.1"], &[], &["db.contoso.example"]));
+        let mut own = named(2, &["10.0.0.1", "10.0.0.2"], &[], &["db.contoso.example"]);
+        own.put[0].pod = Some("one".to_owned());
+        own.put[1].pod = Some("two".to_owned());
+        routes.apply(own);
+        let led = routes.led(&name("db.contoso.example"), &told(&["10.0.0.1"])).await.unwrap().unwrap();
+        assert_eq!(led.present, told(&["10.9.0.1"]), "the Service's alone");
+        assert_eq!(led.server.unwrap().server(), "fe");
+        routes.apply(delta(3, &[], &["10.9.0.1", "10.0.0.2"]));
+        let led = routes.led(&name("db.contoso.example"), &[]).await.unwrap().unwrap();
+        assert_eq!(led.addresses, told(&["10.0.0.1", "10.0.0.2", "10.9.0.1"]).into_iter().collect());
+        assert_eq!(led.present, told(&["10.0.0.1"]));
+        // Somebody else has it now.
+        routes.apply(named(4, &["10.0.0.2"], &[], &["other.contoso.example"]));
+        let led = routes.led(&name("db.contoso.example"), &told(&["10.0.0.2"])).await.unwrap().unwrap();
+        assert!(!led.addresses.contains(&told(&["10.0.0.2"])[0]));
+        let later = routes.table().apply(delta(5, &[], &[]), 600);
+        assert_eq!(later.led(&name("db.contoso.example")).unwrap().addresses.len(), 1);
+        assert_eq!(routes.led(&name("nobody.example"), &told(&["10.0.0.1"])).await, Ok(None));
+        assert!(routes.ask_names().is_empty(), "a whole table needs no questions");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_a_resolver_knows_first_is_waited_for_a_little() {
+        let routes = Arc::new(Routes::default());
+        routes.apply(named(1, &["10.0.0.1"], &[], &["db.contoso.example"]));
+        let waiting = tokio::spawn({
+            let routes = routes.clone();
+            async move { routes.led(&name("db.contoso.example"), &told(&["10.0.0.2"])).await }
+        });
+        tokio::task::yield_now().await;
+        routes.apply(named(2, &["10.0.0.2"], &[], &["db.contoso.example"]));
+        assert_eq!(waiting.await.unwrap().unwrap().unwrap().addresses.len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_on_demand_table_is_asked_for_a_name_and_without_an_answer_the_last_one_counts() {
+        let routes = Arc::new(Routes::default());
+        routes.apply(RouteDelta { on_demand: true, ..named(1, &["10.0.0.1"], &[], &["db.contoso.example"]) });
+        let ask = |text: &'static str, addresses: &'static [&'static str]| {
+            let routes = routes.clone();
+            tokio::spawn(async move { routes.led(&name(text), &told(addresses)).await })
+        };
+        assert!(
+            ask("db.contoso.example", &["10.0.0.1"]).await.unwrap().unwrap().is_some(),
+            "what fits needs no question"
+        );
+        let (outside, grown) = (ask("www.example", &["192.0.2.1"]), ask("db.contoso.example", &["10.0.0.2"]));
+        tokio::task::yield_now().await;
+        assert_eq!(routes.ask_names(), [name("db.contoso.example"), name("www.example")]);
+        routes.apply(RouteDelta { on_demand: true, ..named(2, &["10.0.0.2"], &[], &["db.contoso.example"]) });
+        assert_eq!(grown.await.unwrap().unwrap().unwrap().addresses.len(), 2);
+        routes.answered(&[], &routes.ask_names());
+        assert_eq!(outside.await.unwrap(), Ok(None));
+        assert_eq!(ask("www.example", &["192.0.2.1"]).await.unwrap(), Ok(None));
+        assert!(routes.ask_names().is_empty(), "asked once");
+        assert_eq!(ask("new.example", &["192.0.2.1"]).await.unwrap(), Err(Unanswered), "nobody answers");
     }
 }

@@ -15,12 +15,15 @@ use tokio::sync::{Notify, watch};
 use super::{
     access::Refusals,
     basis::Basis,
+    contacts::Contacts,
     credentials::{self, Leaf},
+    dns::Guard,
     generation::{Generation, GenerationError, Readiness},
     metrics::Metrics,
+    mounted::Certificates,
+    quotas::{Quotas, Seat},
     registry::{self, Place, Registry},
     routes::Routes,
-    server_certificate::ServerCertificate,
     sockets::Intercepted,
 };
 use crate::{
@@ -43,10 +46,16 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     /// Where declared servers live.
     pub(super) routes: Routes,
+    /// What the application is told of names.
+    pub(super) guard: Guard,
     /// What Prometheus sees.
     pub(super) metrics: Metrics,
     /// What the next sync reports.
     pub(super) refusals: Refusals,
+    /// What came of dealing with partners.
+    pub(super) contacts: Contacts,
+    /// What partners may ask for.
+    quotas: Arc<Quotas>,
     /// What never changes.
     pub(super) place: Surroundings,
 }
@@ -59,15 +68,15 @@ pub(super) struct Surroundings {
     /// The pod's addresses.
     pub(super) pod_ips: Vec<IpAddr>,
     /// The pod's nameservers.
-    pub(super) resolvers: Vec<IpAddr>,
+    pub(super) resolvers: Vec<SocketAddr>,
     /// The proxy's own ports.
     pub(super) own_ports: Vec<u16>,
     /// Where key, chain and brief are kept.
     pub(super) state_dir: PathBuf,
     /// How original destinations are learnt.
     pub(super) intercepted: Intercepted,
-    /// What ServerTLS ports show instead of our own certificate.
-    pub(super) mounted: Arc<ServerCertificate>,
+    /// What is shown instead of our own certificate.
+    pub(super) mounted: Arc<Certificates>,
 }
 
 impl Shared {
@@ -81,8 +90,11 @@ impl Shared {
             draining: AtomicBool::new(false),
             registry: Arc::default(),
             routes: Routes::default(),
+            guard: Guard::new(&place.resolvers, &place.pod_ips),
             metrics: Metrics::default(),
             refusals: Refusals::default(),
+            contacts: Contacts::default(),
+            quotas: Arc::default(),
             place,
         }
     }
@@ -116,7 +128,7 @@ impl Shared {
     }
 
     fn build(&self, brief: Brief, leaf: Arc<Leaf>, before: Option<&Generation>) -> Result<Generation, GenerationError> {
-        Generation::build(brief, leaf, before, &self.place.mounted, telemetry::now())
+        Generation::build(brief, leaf, before, (&self.place.mounted, &self.quotas), telemetry::now())
     }
 
     /// Puts a new certificate in force, under the brief that is.
@@ -147,6 +159,7 @@ impl Shared {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.in_force();
         let generation = Arc::new(self.build(brief, leaf, before.as_deref())?);
+        self.guard.follow(generation.brief());
         self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));
         let cut = self.registry.rejudge(&generation.judge, &self.routes.table(), telemetry::now());
         self.metrics.brief(generation.cursor().revision);
@@ -190,6 +203,12 @@ impl Shared {
     pub(super) fn rejected(&self, leaf: &Leaf) {
         leaf.reject();
         self.renew.notify_one();
+    }
+
+    /// A place for one more connection with `partner`, whose limits `generation` says.
+    pub(super) fn seat(&self, generation: &Generation, partner: &str) -> Result<Seat, Refusal> {
+        let link = generation.brief().link(partner).ok_or(Refusal::NameOutOfScope)?;
+        self.quotas.seat(partner, link.max_connections)
     }
 
     /// Registers a connection that `generation` admitted. Where the generation has moved meanwhile, `again` judges

@@ -84,6 +84,17 @@ pub(super) fn listen_all(addresses: &[SocketAddr]) -> io::Result<Vec<std::net::T
     if none { Err(io::ErrorKind::AddrNotAvailable.into()) } else { Ok(listeners) }
 }
 
+/// Binds datagram sockets to all of `addresses`.
+pub(super) fn bind_all(addresses: &[SocketAddr]) -> io::Result<Vec<std::net::UdpSocket>> {
+    let bind = |address: &SocketAddr| {
+        let socket = std::net::UdpSocket::bind(address)
+            .map_err(|error| io::Error::new(error.kind(), format!("cannot bind UDP {address}: {error}")))?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    addresses.iter().map(bind).collect()
+}
+
 fn lacks_ipv6(error: &io::Error) -> bool {
     // EAFNOSUPPORT has no kind of its own.
     const EAFNOSUPPORT: i32 = 97;

@@ -1,6 +1,6 @@
 //! The long-poll: acknowledges the brief in force, reports what was seen, waits for what is new.
 
-use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::Instant};
 
@@ -130,7 +130,7 @@ struct Polls<'a> {
     shared: &'a Shared,
     leaf: &'a Leaf,
     channel: Channel,
-    /// When refusals last interrupted a held poll.
+    /// When what was seen last interrupted a held poll.
     reported: Option<Instant>,
 }
 
@@ -139,7 +139,8 @@ impl Polls<'_> {
         let Self { shared, leaf, channel, reported } = self;
         let news = interruption(shared, *reported);
         let mut sent = Sent { shared, request: request(shared, leaf), delivered: false };
-        let prompt = !sent.request.ask.is_empty() || !sent.request.report.refusals.is_empty();
+        let SyncRequest { ask, ask_names, report, .. } = &sent.request;
+        let prompt = !ask.is_empty() || !ask_names.is_empty() || !report.refusals.is_empty();
         let call = Call { path: "/v1/sync", bearer: None, deadline: DEADLINE, at_most: MAX_SYNC_RESPONSE };
         let answer = {
             let answer = channel.post::<SyncResponse>(&call, &sent.request);
@@ -154,7 +155,7 @@ impl Polls<'_> {
                         biased;
                         answer = &mut answer => answer,
                         because = news => {
-                            if because == Because::Refusals {
+                            if because == Because::Events {
                                 *reported = Some(Instant::now());
                             }
                             return Ok(Polled::Interrupted);
@@ -165,8 +166,10 @@ impl Polls<'_> {
         };
         let answer = answer.inspect_err(|_| sent.delivered = false)?;
         sent.delivered = true;
-        shared.routes.answered(&sent.request.ask);
-        let polled = apply(shared, answer)?;
+        let applied = apply(shared, answer);
+        // Only now: who waits for an answer must find in the table what came with it.
+        shared.routes.answered(&sent.request.ask, &sent.request.ask_names);
+        let polled = applied?;
         // What was answered at once for our sake says nothing about the other side's pace.
         Ok(if prompt { Polled::News } else { polled })
     }
@@ -190,6 +193,7 @@ impl Drop for Sent<'_> {
 fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
     let generation = shared.in_force();
     let open: usize = shared.registry.count().iter().sum();
+    let contacts = shared.contacts.report(generation.as_ref().map(|generation| generation.brief()));
     SyncRequest {
         brief_version: VERSION,
         after: generation.map(|generation| generation.cursor().clone()),
@@ -197,13 +201,13 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
         keep: shared.routes.keep(),
         pods: shared.routes.unknown(shared.registry.pods()),
         ask: shared.routes.ask(),
-        ask_names: vec![],
+        ask_names: shared.routes.ask_names(),
         report: Report {
             refusals: shared.refusals.take(REPORTED),
             open: open as u64,
             leaf_not_after: leaf.identity.not_after.as_second(),
             leaf_serial: leaf.serial(),
-            contacts: BTreeMap::new(),
+            contacts,
         },
     }
 }
@@ -211,31 +215,35 @@ fn request(shared: &Shared, leaf: &Leaf) -> SyncRequest {
 /// Why a held poll is interrupted.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Because {
-    /// An address is waited for.
+    /// An address or a name is waited for.
     Address,
-    /// Refusals were gathered.
-    Refusals,
+    /// Refusals were gathered, or what came of dealing with a partner changed.
+    Events,
 }
 
-/// Ends when an address is waited for, or when refusals have been gathered; listens from the call on.
+/// Ends when an address or a name is waited for, or when refusals and changes have been gathered; listens from the call on.
 fn interruption(shared: &Shared, reported: Option<Instant>) -> impl Future<Output = Because> {
     let (mut wanted, mut refused) = (shared.routes.wanted(), shared.refusals.news());
+    let mut met = shared.contacts.news();
     async move {
         let gathered = async {
-            if shared.refusals.is_empty() {
-                let _ = refused.changed().await;
+            if shared.refusals.is_empty() && !shared.contacts.is_changed() {
+                tokio::select! {
+                    _ = refused.changed() => {}
+                    _ = met.changed() => {}
+                }
             }
             // The first one tells soon; a stream of them costs the controller one connection every few seconds.
             let next = reported.map_or_else(Instant::now, |reported| reported + EVERY);
             tokio::time::sleep_until(next.max(Instant::now() + GATHER)).await;
         };
         let asked = async {
-            if shared.routes.ask().is_empty() {
+            if shared.routes.ask().is_empty() && shared.routes.ask_names().is_empty() {
                 let _ = wanted.changed().await;
             }
         };
         tokio::select! {
-            () = gathered => Because::Refusals,
+            () = gathered => Because::Events,
             () = asked => Because::Address,
         }
     }

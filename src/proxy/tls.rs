@@ -1,8 +1,9 @@
 //! The one constructor of every TLS configuration, and the handshakes.
 //!
-//! TLS 1.3 only; no tickets, no session store, no early data: a resumed session would skip the client's certificate
-//! (`proxy.md` §5, 1).
+//! TLS 1.3, and 1.2 only where a partner or the clients of a `ServerTls` port cannot do better; no tickets, no session
+//! store, no early data: a resumed session would skip the client's certificate (`proxy.md` §5, 1).
 
+mod certificates;
 mod verifiers;
 
 use std::{
@@ -13,12 +14,13 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, ClientConfig, Error, InvalidMessage, RootCertStore, ServerConfig,
+    AlertDescription, ClientConfig, DistinguishedName, Error, InvalidMessage, RootCertStore, ServerConfig,
+    SupportedProtocolVersion,
     client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
     server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
     sign::{CertifiedKey, SingleCertAndKey},
-    version::TLS13,
+    version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
 use tokio::{
@@ -28,16 +30,21 @@ use tokio::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use self::verifiers::{Anyone, Callee, Caller, OwnNames};
+pub(super) use self::certificates::presented;
+use self::{
+    certificates::{OwnNames, Served},
+    verifiers::{Anyone, Callee, Caller, Edge, Known},
+};
 use super::{
     credentials::Leaf,
     judge::{Judge, Refused},
-    server_certificate::Shown,
+    mounted::Certificates,
+    quotas::Quotas,
     sockets,
 };
 use crate::{
-    brief::{ALPN, ALPN_REPROVE},
-    identity::SpiffeId,
+    brief::{ALPN, ALPN_REPROVE, Port, ServerTls},
+    identity::{DnsName, SpiffeId},
     pki::verify::Proven,
     refusal::{AlertDetail, ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
     telemetry,
@@ -66,30 +73,84 @@ static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
         cipher_suite::TLS13_AES_128_GCM_SHA256,
         cipher_suite::TLS13_AES_256_GCM_SHA384,
         cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+        // Of TLS 1.2: with forward secrecy and authenticated encryption alone.
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        cipher_suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        cipher_suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        cipher_suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
     ];
     Arc::new(provider)
 });
 
-/// Configuration of a `MutualTls` port: callers that `judge` admits to `port`, and nobody else.
-pub(super) fn mutual(leaf: &Arc<Leaf>, judge: &Arc<Judge>, port: u16) -> Result<Arc<ServerConfig>, TlsError> {
-    let caller = Caller { judge: judge.clone(), port };
-    let mut config = server_config(Arc::new(caller), Arc::new(OwnNames(leaf.clone())))?;
+/// What the configurations of one generation are made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Making<'a> {
+    /// Our own certificate.
+    pub(super) leaf: &'a Arc<Leaf>,
+    /// What judges peers.
+    pub(super) judge: &'a Arc<Judge>,
+    /// Certificates that are shown instead of our own.
+    pub(super) mounted: &'a Arc<Certificates>,
+    /// What partners may ask for.
+    pub(super) quotas: &'a Arc<Quotas>,
+}
+
+/// Configuration of a `MutualTls` port: callers that the judge admits to `port`, and nobody else.
+pub(super) fn mutual(making: Making<'_>, port: &Port) -> Result<Arc<ServerConfig>, TlsError> {
+    let Making { leaf, judge, mounted, quotas } = making;
+    let links = || port.allow.partners.iter().filter_map(|one| judge.brief.link(&one.name));
+    let caller = Caller { judge: judge.clone(), port: port.port, quotas: quotas.clone() };
+    let presents = links().filter(|link| link.presents).map(|link| link.name.clone()).collect();
+    let names = OwnNames { leaf: leaf.clone(), mounted: mounted.clone(), presents };
+    // Whoever came by TLS 1.2 is looked at once more afterwards: only those partners may.
+    let tls12 = links().any(|link| link.tls12);
+    let mut config = server_config(versions(tls12), Arc::new(caller), Arc::new(names))?;
     // A client without ALPN passes, one that insists on another protocol does not: rustls' rule is ours.
     config.alpn_protocols = vec![ALPN.to_vec(), ALPN_REPROVE.to_vec()];
     Ok(Arc::new(config))
 }
 
-/// Configuration of a `ServerTls` port: the certificate that `shown` says, any client.
-pub(super) fn server_only(shown: Shown) -> Result<Arc<ServerConfig>, TlsError> {
-    Ok(Arc::new(server_config(WebPkiClientVerifier::no_client_auth(), Arc::new(shown))?))
+/// Configuration of a `ServerTls` port: any client, which may be asked who it is.
+pub(super) fn server_only(making: Making<'_>, settings: &ServerTls) -> Result<Arc<ServerConfig>, TlsError> {
+    let Making { leaf, judge, mounted, quotas: _ } = making;
+    let ServerTls { alpn, tls12, client_certificate } = settings;
+    let clients: Arc<dyn ClientCertVerifier> = if *client_certificate {
+        let authorities = judge.anchors.subjects().map(DistinguishedName::in_sequence).collect();
+        Arc::new(Known { judge: judge.clone(), authorities })
+    } else {
+        WebPkiClientVerifier::no_client_auth()
+    };
+    let served = Served { leaf: leaf.clone(), mounted: mounted.clone() };
+    let mut config = server_config(versions(*tls12), clients, Arc::new(served))?;
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    Ok(Arc::new(config))
+}
+
+/// The versions to offer, newest first.
+fn versions(tls12: bool) -> &'static [&'static SupportedProtocolVersion] {
+    static BOTH: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
+    if tls12 { &BOTH } else { &BOTH[..1] }
 }
 
 /// Configuration to dial `expected`, and nobody else.
 pub(super) fn dial(leaf: &Leaf, judge: &Arc<Judge>, expected: SpiffeId) -> Result<Arc<ClientConfig>, TlsError> {
     let callee = Callee { judge: judge.clone(), expected };
-    let mut config = client_config(Arc::new(callee), Some(leaf.certified.clone()))?;
+    let mut config = client_config(versions(false), Arc::new(callee), Some(leaf.certified.clone()))?;
     config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
+}
+
+/// Configuration to dial the edge `host` of `partner`, and nobody else, showing `shown`. No application protocol of ours.
+pub(super) fn edge(
+    judge: &Arc<Judge>,
+    (partner, host): (&str, &DnsName),
+    tls12: bool,
+    shown: Arc<CertifiedKey>,
+) -> Result<Arc<ClientConfig>, TlsError> {
+    let edge = Edge { judge: judge.clone(), partner: partner.to_owned(), host: host.clone() };
+    Ok(Arc::new(client_config(versions(tls12), Arc::new(edge), Some(shown))?))
 }
 
 /// `config` without an application protocol: software that holds its key itself knows none of ours, and some refuses
@@ -116,34 +177,37 @@ pub(super) fn control(authority_pem: &str, leaf: Option<&Leaf>) -> Result<Arc<Cl
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), PROVIDER.clone())
         .build()
         .map_err(|_| TlsError::ControlAuthority)?;
-    Ok(Arc::new(client_config(verifier, leaf.map(|leaf| leaf.certified.clone()))?))
+    Ok(Arc::new(client_config(versions(false), verifier, leaf.map(|leaf| leaf.certified.clone()))?))
 }
 
 /// Configuration of an HTTPS probe: like the kubelet, it checks no certificate. It reaches the pod's own address only.
 pub(super) fn probe() -> Result<Arc<ClientConfig>, TlsError> {
-    Ok(Arc::new(client_config(Arc::new(Anyone), None)?))
+    Ok(Arc::new(client_config(versions(false), Arc::new(Anyone), None)?))
 }
 
 fn server_config(
+    versions: &[&'static SupportedProtocolVersion],
     callers: Arc<dyn ClientCertVerifier>,
     certificate: Arc<dyn ResolvesServerCert>,
 ) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder_with_provider(PROVIDER.clone())
-        .with_protocol_versions(&[&TLS13])?
+        .with_protocol_versions(versions)?
         .with_client_cert_verifier(callers)
         .with_cert_resolver(certificate);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
+    config.require_ems = true;
     Ok(config)
 }
 
 fn client_config(
+    versions: &[&'static SupportedProtocolVersion],
     callee: Arc<dyn ServerCertVerifier>,
     certificate: Option<Arc<CertifiedKey>>,
 ) -> Result<ClientConfig, TlsError> {
     let builder = ClientConfig::builder_with_provider(PROVIDER.clone())
-        .with_protocol_versions(&[&TLS13])?
+        .with_protocol_versions(versions)?
         .dangerous()
         .with_custom_certificate_verifier(callee);
     let mut config = match certificate {
@@ -152,6 +216,7 @@ fn client_config(
     };
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
+    config.require_ems = true;
     Ok(config)
 }
 
@@ -160,7 +225,7 @@ fn client_config(
 pub(super) struct Secured<S> {
     /// The TLS stream.
     pub(super) stream: S,
-    /// The peer's verdict; none on `ServerTls` ports.
+    /// The peer's verdict; none where it need not show a certificate and shows none.
     pub(super) verdict: Option<Proven>,
 }
 

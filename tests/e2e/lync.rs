@@ -147,7 +147,7 @@ fn in_the_lync_topology_every_cell_of_who_may_call_whom_is_as_its_table_says() {
     let ours = must(&["-n", EDGE, "get", "configmap", "entente-trust-bundle", "-o", "jsonpath={.data.ca\\.crt}"]);
     let mut servers = vec![];
     for (organisation, name, address) in
-        [(&fabrikam, "sip.fabrikam.example", FABRIKAM), (&litware, "sip.litware.example", LITWARE)]
+        [(&fabrikam, "access.fabrikam.example", FABRIKAM), (&litware, "access.litware.example", LITWARE)]
     {
         organisation.trusts(&ours);
         organisation.certifies(name);
@@ -179,8 +179,8 @@ fn in_the_lync_topology_every_cell_of_who_may_call_whom_is_as_its_table_says() {
             .map(|row| {
                 scope.spawn(move || {
                     let said = match row.caller.as_str() {
-                        "Fabrikam" => from_outside(fabrikam, "sip.fabrikam.example", row),
-                        "Litware" => from_outside(litware, "sip.litware.example", row),
+                        "Fabrikam" => from_outside(fabrikam, "access.fabrikam.example", row),
+                        "Litware" => from_outside(litware, "access.litware.example", row),
                         "a stranger" => from_pod(&["exec", stranger], row, "/tmp/ca.crt"),
                         name => {
                             let (namespace, deployment) =

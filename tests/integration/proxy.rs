@@ -3,6 +3,7 @@
 mod calls;
 mod changes;
 mod channel;
+mod dns;
 mod expiry;
 mod federation;
 mod harness;

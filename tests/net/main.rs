@@ -6,6 +6,7 @@
 mod bypass;
 mod capture;
 mod clock;
+mod dns;
 mod pods;
 mod roles;
 #[path = "../support/mod.rs"]

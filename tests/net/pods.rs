@@ -79,7 +79,10 @@ impl Hub {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         // The sidecar's user may not be able to reach the build folder.
         place(Path::new(env!("CARGO_BIN_EXE_entente")), &folder.path().join("entente"));
-        fs::write(folder.path().join("resolv.conf"), format!("nameserver {HUB}\nnameserver {HUB6}\n")).unwrap();
+        let resolv_conf = folder.path().join("resolv.conf");
+        fs::write(&resolv_conf, format!("nameserver {HUB}\nnameserver {HUB6}\n")).unwrap();
+        // What software in the pods reads; the mounts are ours alone.
+        run(&format!("mount --bind {} /etc/resolv.conf", resolv_conf.display())).await;
         let control = Server::start(HUB.parse().unwrap()).await;
         Self { control, folder, results: AtomicUsize::new(0) }
     }

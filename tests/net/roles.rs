@@ -1,6 +1,11 @@
 //! Parts that this test binary plays as a process inside a pod: applications and their clients.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -9,6 +14,8 @@ use tokio::{
     net::{TcpListener, TcpStream, UdpSocket},
     time::timeout,
 };
+
+use super::support::dns::Ask;
 
 /// Environment: the part, JSON.
 pub(crate) const PART: &str = "ENTENTE_NET_PART";
@@ -29,12 +36,18 @@ pub(crate) enum Act {
     Echo(Vec<SocketAddr>),
     /// Sends a text over TCP and expects it back.
     Call(SocketAddr, String),
-    /// The same again and again on one connection, until it breaks.
+    /// The same, by name: to the first address that unmodified software finds.
+    CallByName(String, u16, String),
+    /// A text sent and expected back again and again on one connection, until it breaks.
     Hold(SocketAddr, String),
     /// Sends a datagram from a port (0 = any) and waits for an answer.
     Datagram(u16, SocketAddr, String),
     /// Echoes datagrams.
     EchoDatagrams(SocketAddr),
+    /// Asks a resolver one question; the result is a [`Told`](super::support::dns::Told).
+    Ask(Ask),
+    /// Looks a name up as unmodified software does (getaddrinfo); the result is a list of addresses.
+    LookUp(String),
     /// Sends a packet of any protocol, by its number.
     Packet(i32, SocketAddr, String),
     /// Holds so many connections open, silently.
@@ -73,13 +86,23 @@ async fn play(part: Part) {
     let fared = match act {
         Act::Echo(addresses) => return echo(&addresses, tell).await,
         Act::EchoDatagrams(address) => return echo_datagrams(address, tell).await,
+        Act::Ask(ask) => return tell(&serde_json::to_string(&ask.play().await).unwrap()),
+        Act::LookUp(name) => return tell(&serde_json::to_string(&look_up(&name)).unwrap()),
         Act::Call(address, text) => call(address, &text).await,
+        Act::CallByName(name, port, text) => match look_up(&name).pop_first() {
+            Some(address) => call((address, port).into(), &text).await,
+            None => Fared::Refused,
+        },
         Act::Hold(address, text) => hold(address, &text, &tell).await,
         Act::Packet(protocol, to, text) => packet(protocol, to, &text),
         Act::Idle(address, count) => return idle(address, count, tell).await,
         Act::Datagram(from, to, text) => datagram(from, to, &text).await,
     };
     tell(&serde_json::to_string(&fared).unwrap());
+}
+
+fn look_up(name: &str) -> BTreeSet<IpAddr> {
+    (name, 443).to_socket_addrs().map(|found| found.map(|address| address.ip()).collect()).unwrap_or_default()
 }
 
 async fn echo(addresses: &[SocketAddr], tell: impl Fn(&str)) {

@@ -119,6 +119,12 @@ cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {
     reload 300ms
     fallthrough
   }
+  forward . 127.0.0.1:5300
+  errors
+}
+# A template in the zone above would answer before the file is asked.
+.:5300 {
+  bind 127.0.0.1
   template ANY ANY {
     rcode NXDOMAIN
   }

@@ -11,9 +11,10 @@ use bytes::Bytes;
 use entente::{
     brief::{
         Allow, Brief, CertificateRequest, Cursor, Denied, Egress, MAX_SYNC_REQUEST, OnPeerExpiry, POLL_HOLD_SECONDS,
-        Port, RefusedConnections, Route, RouteCursor, RouteDelta, Standing, SyncRequest, SyncResponse, VERSION,
+        PartnerContact, Port, RefusedConnections, Route, RouteCursor, RouteDelta, Standing, SyncRequest, SyncResponse,
+        VERSION,
     },
-    identity::{Identity, SpiffeId},
+    identity::{DnsName, Identity, SpiffeId},
     pki::{self, authority::Material},
     proxy::Control,
 };
@@ -49,7 +50,10 @@ pub(crate) struct Pod {
     /// UIDs of pods whose addresses it wants.
     pub(crate) wanted: Vec<String>,
     pub(crate) asked: Vec<IpAddr>,
+    pub(crate) asked_names: Vec<DnsName>,
     pub(crate) refusals: Vec<RefusedConnections>,
+    /// The last contact with each partner, as it was told last.
+    pub(crate) contacts: BTreeMap<String, PartnerContact>,
     pub(crate) acknowledged: Option<Cursor>,
     /// Serial of the certificate that it last said to hold.
     pub(crate) holds: String,
@@ -140,7 +144,9 @@ impl Server {
             uncertified: None,
             wanted: vec![],
             asked: vec![],
+            asked_names: vec![],
             refusals: vec![],
+            contacts: BTreeMap::new(),
             acknowledged: None,
             holds: String::new(),
         };
@@ -178,6 +184,16 @@ impl Server {
         self.change(|world| {
             let table = world.pods.get_mut(uid).unwrap();
             table.routes.get_mut(&address).unwrap().pod = Some(pod.to_owned());
+            table.routes_version += 1;
+        });
+    }
+
+    /// Says which DNS names may lead to `address`.
+    pub(crate) fn named(&self, uid: &str, address: IpAddr, names: &[&str]) {
+        self.change(|world| {
+            let table = world.pods.get_mut(uid).unwrap();
+            let names = names.iter().map(|name| DnsName::parse(name).unwrap()).collect();
+            table.routes.get_mut(&address).unwrap().names = names;
             table.routes_version += 1;
         });
     }
@@ -275,14 +291,17 @@ impl Server {
         let Some(uid) = leaf.and_then(|leaf| Identity::of(&leaf).ok()).and_then(|identity| identity.pod_uid) else {
             return deny(401, "NoCertificate");
         };
-        let at_once = !request.ask.is_empty() || !request.report.refusals.is_empty();
+        let asks = !request.ask.is_empty() || !request.ask_names.is_empty();
+        let at_once = asks || !request.report.refusals.is_empty();
         {
             let mut world = self.world.lock().unwrap();
             let Some(pod) = world.pods.get_mut(&uid) else { return deny(403, "PodNotFound") };
             pod.acknowledged.clone_from(&request.after);
             pod.holds.clone_from(&request.report.leaf_serial);
             pod.refusals.extend(request.report.refusals.iter().cloned());
+            pod.contacts.clone_from(&request.report.contacts);
             pod.asked.extend(&request.ask);
+            pod.asked_names.extend(request.ask_names.iter().cloned());
             pod.wanted.clone_from(&request.pods);
         }
         let mut changed = self.changed.subscribe();
@@ -316,10 +335,13 @@ fn news(pod: &Pod, request: &SyncRequest) -> Option<SyncResponse> {
     let stale = request.routes != Some(cursor);
     let wanted = |route: &&Route| {
         let asked = request.ask.contains(&route.address) || request.keep.contains(&route.address);
-        !pod.on_demand || asked || route.pod.as_ref().is_some_and(|uid| request.pods.contains(uid))
+        let named = route.names.iter().any(|name| request.ask_names.contains(name));
+        !pod.on_demand || asked || named || route.pod.as_ref().is_some_and(|uid| request.pods.contains(uid))
     };
     let put: Vec<_> = pod.routes.values().filter(wanted).cloned().collect();
-    let asked = request.ask.iter().any(|address| pod.routes.contains_key(address));
+    let named = |name| pod.routes.values().any(|route| route.names.contains(name));
+    let asked =
+        request.ask.iter().any(|address| pod.routes.contains_key(address)) || request.ask_names.iter().any(named);
     let routes = (stale || asked).then(|| RouteDelta {
         cursor,
         reset: !pod.on_demand,

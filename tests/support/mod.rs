@@ -4,6 +4,7 @@
 
 pub(crate) mod applications;
 pub(crate) mod control;
+pub(crate) mod dns;
 pub(crate) mod domain;
 pub(crate) mod partner;
 pub(crate) mod wire;

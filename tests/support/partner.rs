@@ -1,7 +1,10 @@
 //! Another organisation: an authority of its own, and certificates under it.
 
 use entente::{
-    brief::{AllowedPartner, PartnerNames, Scope, ScopeNames, partner_scope},
+    brief::{
+        AllowedPartner, Brief, PartnerEdge, PartnerLink, PartnerNames, PartnerStanding, Scope, ScopeNames,
+        partner_scope,
+    },
     identity::DnsName,
     telemetry,
 };
@@ -81,6 +84,30 @@ impl Authority {
             revocation: None,
         }
     }
+}
+
+/// How an active partner is dealt with: no edges, nothing special, and limits that no test meets by chance.
+pub(crate) fn link(name: &str) -> PartnerLink {
+    PartnerLink {
+        name: name.to_owned(),
+        standing: PartnerStanding::Active,
+        edges: vec![],
+        tls12: false,
+        presents: false,
+        max_connections: 1_000,
+        handshakes_per_second: 10_000,
+    }
+}
+
+/// Adds the scope of a partner to a brief, with its link.
+pub(crate) fn add(brief: &mut Brief, scope: Scope) {
+    let name = scope.id.strip_prefix("partner/").unwrap();
+    brief.partners.push(link(name));
+    brief.scopes.push(scope);
+}
+
+pub(crate) fn edge(host: &str, port: u16) -> PartnerEdge {
+    PartnerEdge { host: DnsName::parse(host).unwrap(), port }
 }
 
 /// The names of a partner in its scope.

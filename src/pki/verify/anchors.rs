@@ -1,21 +1,27 @@
 //! The roots of one scope. webpki does not look inside an anchor, so that is done here, once.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
-use rustls_pki_types::TrustAnchor;
+use rustls_pki_types::{Der, TrustAnchor};
 use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
-use super::{
-    graft,
-    policy::{self, Flaw},
-};
-use crate::{identity::DnsName, pki};
+use super::policy::{self, Flaw};
+use crate::pki;
 
 /// Roots of one scope.
 const MAX_ANCHORS: usize = 64;
+/// Roots of the web PKI.
+const MAX_WEB_ROOTS: usize = 512;
 
 /// The parsed roots of one scope, each with its own validity.
 #[derive(Clone, Debug, Default)]
-pub struct Anchors(Vec<Anchor>);
+pub struct Anchors {
+    roots: Arc<[Anchor]>,
+    /// Name constraints of those that constrain nothing themselves. They are put on when a path is built, so that
+    /// scopes may share the roots.
+    graft: Option<Der<'static>>,
+}
 
 #[derive(Clone, Debug)]
 pub(super) struct Anchor {
@@ -47,39 +53,68 @@ impl Anchors {
         if pems.len() > MAX_ANCHORS {
             return Err(AnchorError::TooMany);
         }
-        pems.iter().enumerate().map(|(index, pem)| anchor(index, pem)).collect::<Result<_, _>>().map(Self)
+        let roots = pems.iter().enumerate().map(|(index, pem)| anchor(index, pem)).collect::<Result<_, _>>()?;
+        Ok(Self { roots, graft: None })
     }
 
-    /// Parses the roots of a partner's scope, each constrained to names within `domains` unless it constrains itself.
-    /// One that cannot be used is left out, and told.
-    pub(super) fn grafted(pems: &[String], domains: &[DnsName]) -> (Self, Vec<AnchorError>) {
+    /// Parses the roots of a partner's scope. One that cannot be used is left out, and told.
+    pub(super) fn usable(pems: &[String]) -> (Self, Vec<AnchorError>) {
         if pems.len() > MAX_ANCHORS {
             return (Self::default(), vec![AnchorError::TooMany]);
         }
-        let (mut anchors, mut left_out) = (vec![], vec![]);
+        let (mut roots, mut left_out) = (vec![], vec![]);
         for (index, pem) in pems.iter().enumerate() {
             match anchor(index, pem) {
-                Ok(mut one) => {
-                    one.trust.name_constraints.get_or_insert_with(|| graft::constraints(domains));
-                    anchors.push(one);
-                }
+                Ok(one) => roots.push(one),
                 Err(error) => left_out.push(error),
             }
         }
-        (Self(anchors), left_out)
+        (Self { roots: roots.into(), graft: None }, left_out)
+    }
+
+    /// Parses the roots of the web PKI. What others put into their stores and we cannot use is left out silently.
+    pub(super) fn web(pems: &[String]) -> Self {
+        let usable = pems.iter().take(MAX_WEB_ROOTS).enumerate().filter_map(|(index, pem)| anchor(index, pem).ok());
+        Self { roots: usable.collect(), graft: None }
+    }
+
+    /// The same roots, constrained by `graft` where they do not constrain themselves.
+    pub(super) fn constrained(&self, graft: Der<'static>) -> Self {
+        Self { roots: self.roots.clone(), graft: Some(graft) }
+    }
+
+    /// Whether both are the same roots in memory.
+    pub(super) fn shares(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.roots, &other.roots)
+    }
+
+    /// The subjects, DER without their outer SEQUENCE.
+    pub fn subjects(&self) -> impl Iterator<Item = &[u8]> {
+        self.roots.iter().map(|anchor| anchor.trust.subject.as_ref())
     }
 
     /// Whether nothing is trusted.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.roots.is_empty()
     }
 
-    pub(super) fn valid_at(&self, now: Timestamp) -> Vec<TrustAnchor<'static>> {
-        self.0.iter().filter(|anchor| anchor.is_valid(now)).map(|anchor| anchor.trust.clone()).collect()
+    pub(super) fn valid_at(&self, now: Timestamp) -> Vec<TrustAnchor<'_>> {
+        self.roots.iter().filter(|anchor| anchor.is_valid(now)).map(|anchor| self.trust(anchor)).collect()
     }
 
-    pub(super) fn all(&self) -> Vec<TrustAnchor<'static>> {
-        self.0.iter().map(|anchor| anchor.trust.clone()).collect()
+    pub(super) fn all(&self) -> Vec<TrustAnchor<'_>> {
+        self.roots.iter().map(|anchor| self.trust(anchor)).collect()
+    }
+
+    /// `anchor` as webpki takes it: borrowed, and constrained.
+    fn trust<'a>(&'a self, anchor: &'a Anchor) -> TrustAnchor<'a> {
+        let TrustAnchor { subject, subject_public_key_info, name_constraints } = &anchor.trust;
+        let constraints = name_constraints.as_ref().or(self.graft.as_ref());
+        TrustAnchor {
+            subject: Der::from_slice(subject),
+            subject_public_key_info: Der::from_slice(subject_public_key_info),
+            name_constraints: constraints.map(|constraints| Der::from_slice(constraints)),
+        }
     }
 
     /// The certificates behind an anchor that webpki chose: several where a root was renewed with the same key.
@@ -89,7 +124,7 @@ impl Anchors {
                 && anchor.trust.subject == trust.subject
                 && anchor.trust.subject_public_key_info == trust.subject_public_key_info
         };
-        self.0.iter().filter(same).collect()
+        self.roots.iter().filter(same).collect()
     }
 }
 

@@ -1,4 +1,5 @@
-//! Name constraints that we put on a partner's root (RFC 5280 §4.2.1.10): its DNS names, no address, no URI.
+//! Name constraints that we put on a partner's root (RFC 5280 §4.2.1.10): its DNS names, no address, and no URI unless it
+//! has a SPIFFE trust domain, since webpki knows no constraint on URIs but to refuse them all.
 //!
 //! They hold along the whole path, so also for what an authority below the root signs. They say nothing of a leaf
 //! without names, so `partner` judges those as well.
@@ -15,9 +16,9 @@ const URI: u8 = 0x86;
 const IP_ADDRESS: u8 = 0x87;
 
 /// The contents of a NameConstraints extension without its outer SEQUENCE, as `TrustAnchor` wants them: names within
-/// `domains`, and neither addresses nor URIs.
-pub(super) fn constraints(domains: &[DnsName]) -> Der<'static> {
-    [permitted(domains), excluded()].concat().into()
+/// `domains`, no addresses, and URIs only where `uris` says so.
+pub(super) fn constraints(domains: &[DnsName], uris: bool) -> Der<'static> {
+    [permitted(domains), excluded(uris)].concat().into()
 }
 
 fn permitted(domains: &[DnsName]) -> Vec<u8> {
@@ -25,9 +26,14 @@ fn permitted(domains: &[DnsName]) -> Vec<u8> {
     tagged(PERMITTED, &names)
 }
 
-fn excluded() -> Vec<u8> {
-    // Address and mask, all zero: every address of its family. An empty URI: webpki refuses every URI then.
-    tagged(EXCLUDED, &[subtree(IP_ADDRESS, &[0; 8]), subtree(IP_ADDRESS, &[0; 32]), subtree(URI, &[])].concat())
+fn excluded(uris: bool) -> Vec<u8> {
+    // Address and mask, all zero: every address of its family.
+    let mut trees = [subtree(IP_ADDRESS, &[0; 8]), subtree(IP_ADDRESS, &[0; 32])].concat();
+    if !uris {
+        // An empty URI: webpki refuses every URI then.
+        trees.extend(subtree(URI, &[]));
+    }
+    tagged(EXCLUDED, &trees)
 }
 
 fn subtree(kind: u8, base: &[u8]) -> Vec<u8> {
@@ -77,7 +83,8 @@ mod tests {
         assert_eq!(tagged(4, &[7; 300])[..5], [4, 0x82, 1, 44, 7]);
     }
 
-    /// Whether a path is found under a bare root, under one with permitted names, under one with the whole graft.
+    /// Whether a path is found under a bare root, under one with permitted names, under one with the graft of a partner
+    /// with a SPIFFE trust domain, under one with the whole graft.
     #[test]
     fn each_part_of_the_graft_refuses_what_the_parts_before_it_let_through() {
         let (authority, domains) = (Authority::new("fabrikam"), [DnsName::parse("fabrikam.example").unwrap()]);
@@ -97,16 +104,17 @@ mod tests {
         let ours = || uri("spiffe://contoso.example/ns/sip/server/fe");
         let address = || ip([10, 0, 0, 1]);
         for (names, expected) in [
-            (vec![dns("sip.fabrikam.example")], [true, true, true]),
-            (vec![dns("fe.sip.contoso.example")], [true, false, false]),
-            (vec![ours()], [true, true, false]),
-            (vec![dns("sip.fabrikam.example"), ours()], [true, true, false]),
-            (vec![address()], [true, true, false]),
-            (vec![dns("sip.fabrikam.example"), address()], [true, true, false]),
-            (vec![], [true, true, true]),
+            (vec![dns("sip.fabrikam.example")], [true, true, true, true]),
+            (vec![dns("fe.sip.contoso.example")], [true, false, false, false]),
+            (vec![ours()], [true, true, true, false]),
+            (vec![dns("sip.fabrikam.example"), ours()], [true, true, true, false]),
+            (vec![address()], [true, true, false, false]),
+            (vec![dns("sip.fabrikam.example"), address()], [true, true, false, false]),
+            (vec![], [true, true, true, true]),
         ] {
-            let whole = constraints(&domains).to_vec();
-            let found = [None, Some(permitted(&domains)), Some(whole)].map(|graft| built(&names, graft));
+            let grafts = [true, false].map(|uris| Some(constraints(&domains, uris).to_vec()));
+            let [spiffe, whole] = grafts;
+            let found = [None, Some(permitted(&domains)), spiffe, whole].map(|graft| built(&names, graft));
             assert_eq!(found, expected, "{names:?}");
         }
     }

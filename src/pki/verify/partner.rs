@@ -5,9 +5,9 @@ use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
-use super::{AnchorError, Anchors, Proven, Role, anchored, open};
+use super::{AnchorError, Anchored, Anchors, Proven, Role, anchored, graft, open};
 use crate::{
-    brief::{PartnerNames, Scope},
+    brief::{PartnerNames, PartnerStanding, Scope},
     identity::{DnsName, PartnerIdentity, Peer},
     pki::revocation::{View, ViewError},
     refusal::Refusal,
@@ -17,6 +17,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Partner {
     name: String,
+    standing: PartnerStanding,
     scope: Scope,
     names: PartnerNames,
     pins: Vec<[u8; 32]>,
@@ -42,9 +43,16 @@ pub enum PartnerProblem {
 pub struct PinError;
 
 impl Partner {
-    /// Compiles `scope`, which is that of the partner `name`.
-    pub(super) fn of(name: &str, scope: &Scope, names: &PartnerNames) -> Result<Self, PinError> {
-        let (mut anchors, flaws) = Anchors::grafted(&scope.anchors, &names.domains);
+    /// Compiles `scope`, which is that of the partner `name`. `web` are the roots of the web PKI.
+    pub(super) fn of(
+        name: &str,
+        standing: PartnerStanding,
+        scope: &Scope,
+        names: &PartnerNames,
+        web: &Anchors,
+    ) -> Result<Self, PinError> {
+        let (anchors, flaws) = if names.web { (web.clone(), vec![]) } else { Anchors::usable(&scope.anchors) };
+        let mut anchors = anchors.constrained(graft::constraints(&names.domains, names.trust_domain.is_some()));
         let mut problems: Vec<_> = flaws.into_iter().map(PartnerProblem::from).collect();
         let view = View::of(scope).unwrap_or_else(|error| {
             problems.push(error.into());
@@ -53,6 +61,7 @@ impl Partner {
         });
         Ok(Self {
             name: name.to_owned(),
+            standing,
             scope: scope.clone(),
             names: names.clone(),
             pins: names.public_key_pins.iter().map(|pin| hash(pin)).collect::<Result<_, _>>()?,
@@ -67,9 +76,23 @@ impl Partner {
         &self.name
     }
 
+    /// Whether it is trusted at all now.
+    pub const fn stands(&self) -> Result<(), Refusal> {
+        match self.standing {
+            PartnerStanding::Active => Ok(()),
+            PartnerStanding::Suspended => Err(Refusal::PartnerSuspended),
+            PartnerStanding::Expired => Err(Refusal::PartnerExpired),
+        }
+    }
+
     /// The domains whose names it may speak for.
     pub(super) fn domains(&self) -> &[DnsName] {
         &self.names.domains
+    }
+
+    /// Its SPIFFE trust domain, where it has one.
+    pub(super) const fn trust_domain(&self) -> Option<&DnsName> {
+        self.names.trust_domain.as_ref()
     }
 
     /// What is wrong with its roots and revocations.
@@ -77,9 +100,9 @@ impl Partner {
         &self.problems
     }
 
-    /// Whether it was compiled of `scope`.
-    pub(super) fn is_of(&self, scope: &Scope) -> bool {
-        self.scope == *scope
+    /// Whether it was compiled of just this.
+    pub(super) fn is_of(&self, standing: PartnerStanding, scope: &Scope, web: &Anchors) -> bool {
+        self.standing == standing && self.scope == *scope && (!self.names.web || self.anchors.shares(web))
     }
 
     /// Whether `name` is one that it may speak for.
@@ -87,12 +110,29 @@ impl Partner {
         self.names.domains.iter().any(|domain| name.is_within(domain))
     }
 
-    /// Judges a chain in this scope: path and policy, names, pins.
-    pub(super) fn verdict(&self, chain: &[CertificateDer<'_>], role: Role, now: Timestamp) -> Result<Proven, Refusal> {
+    /// Whether `uri` claims to be an ID of its SPIFFE trust domain.
+    pub(super) fn is_claimed_by(&self, uri: &str) -> bool {
+        let authority = uri.strip_prefix("spiffe://").map(|rest| rest.split('/').next().unwrap_or_default());
+        self.trust_domain().is_some_and(|domain| authority == Some(domain.as_str()))
+    }
+
+    /// Judges the chain of one that dialled us: standing, path and policy, names, pins.
+    pub fn caller(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<Proven, Refusal> {
+        self.verdict(chain, if self.names.web { Role::WebClient } else { Role::Client }, now)
+    }
+
+    /// The same of whoever answered where one of its edges was dialled.
+    pub fn callee(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<Proven, Refusal> {
+        self.verdict(chain, Role::Server, now)
+    }
+
+    fn verdict(&self, chain: &[CertificateDer<'_>], role: Role, now: Timestamp) -> Result<Proven, Refusal> {
+        self.stands()?;
         let parsed = open(chain)?;
-        let valid_until = anchored(chain, &parsed, role, &self.anchors, now)?;
+        let Anchored { until: valid_until, through } = anchored(chain, &parsed, role, &self.anchors, now)?;
         let leaf = parsed.first().ok_or(Refusal::NoCertificate)?;
-        let identity = PartnerIdentity::of(&self.name, leaf)?;
+        let above: Vec<_> = through.iter().skip(1).filter_map(|index| parsed.get(*index)).collect();
+        let identity = PartnerIdentity::of(&self.name, self.trust_domain(), leaf, &above)?;
         if !self.fits(&identity) {
             return Err(Refusal::NameOutOfScope);
         }
@@ -103,7 +143,7 @@ impl Partner {
         Ok(Proven { peer: Peer::Partner(identity), valid_until })
     }
 
-    /// Every name inside the domains, and one of the exact names where there are any.
+    /// Every DNS name inside the domains, and one of the exact names where there are any.
     fn fits(&self, identity: &PartnerIdentity) -> bool {
         let expected = &self.names.server_names;
         identity.dns_names.iter().all(|name| self.speaks_for(name))

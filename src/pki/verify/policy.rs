@@ -111,6 +111,7 @@ pub(super) fn leaf(one: &X509Certificate<'_>, role: Role) -> Result<(), Flaw> {
     let fits = match role {
         Role::Client => purposes.value.client_auth,
         Role::Server => purposes.value.server_auth,
+        Role::WebClient => purposes.value.client_auth || purposes.value.server_auth,
     };
     check(fits && !purposes.value.any && !purposes.critical, Flaw::Purpose)
 }

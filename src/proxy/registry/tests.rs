@@ -54,8 +54,8 @@ fn called_by(address: &str, mode: Mode, proof: Option<Proof>) -> Basis {
     Basis::Server { address: address.parse().unwrap(), server: id("callee"), mode, pod: None, proof }
 }
 
-fn egress(address: &str, resolver: bool) -> Basis {
-    Basis::Egress { address: address.parse().unwrap(), resolver }
+fn egress(address: &str) -> Basis {
+    Basis::Egress { address: address.parse().unwrap() }
 }
 
 /// Revokes `serials`, withdraws `withdrawn`, and knows the issuers `issuers`.
@@ -136,17 +136,17 @@ fn each_basis_holds_exactly_while_brief_and_routes_say_so() {
         (caller("stranger", 1), Err(Refusal::NotInTopology)),
         (caller("friend", 9), Err(Refusal::PortNotAllowed)),
         (caller("friend", 2), Err(Refusal::NotInTopology)),
-        (Basis::Anybody { port: 2, mode: Mode::ServerTls }, Ok(())),
-        (Basis::Anybody { port: 2, mode: Mode::Plaintext }, Err(Refusal::PortNotAllowed)),
-        (Basis::Anybody { port: 1, mode: Mode::ServerTls }, Err(Refusal::PortNotAllowed)),
+        (Basis::Anybody { port: 2, mode: Mode::ServerTls, known: None }, Ok(())),
+        (Basis::Anybody { port: 2, mode: Mode::Plaintext, known: None }, Err(Refusal::PortNotAllowed)),
+        (Basis::Anybody { port: 1, mode: Mode::ServerTls, known: None }, Err(Refusal::PortNotAllowed)),
         (called("10.0.0.1:5", Mode::MutualTls), Ok(())),
         (called("10.0.0.1:5", Mode::Plaintext), Err(Refusal::PortNotAllowed)),
         (called("10.0.0.1:6", Mode::MutualTls), Err(Refusal::PortNotAllowed)),
         (called("10.0.0.2:5", Mode::MutualTls), Err(Refusal::WrongServer(ServerDetail::Uri))),
         (called("10.0.0.3:5", Mode::MutualTls), Ok(())),
-        (egress("192.0.2.7:443", false), Ok(())),
-        (egress("192.0.2.7:80", false), Err(Refusal::DestinationNotDeclared)),
-        (egress("10.96.0.10:53", true), Ok(())),
+        (egress("192.0.2.7:443"), Ok(())),
+        (egress("192.0.2.7:80"), Err(Refusal::DestinationNotDeclared)),
+        (egress("240.61.0.1:443"), Err(Refusal::DestinationNotDeclared)),
     ] {
         assert_eq!(still_admitted(&basis, &judge, &table, at(200)), expected, "{basis:?}");
     }
@@ -156,7 +156,7 @@ fn each_basis_holds_exactly_while_brief_and_routes_say_so() {
 fn nothing_holds_for_a_withdrawn_server() {
     let mut judge = judge(&["aa"], &[], &[]);
     judge.brief.standing = Standing::Withdrawn;
-    for basis in [caller("friend", 1), called("10.0.0.1:5", Mode::MutualTls), egress("192.0.2.7:443", false)] {
+    for basis in [caller("friend", 1), called("10.0.0.1:5", Mode::MutualTls), egress("192.0.2.7:443")] {
         let expected = Err(Refusal::NotReady(ReadyDetail::Withdrawn));
         assert_eq!(still_admitted(&basis, &judge, &table(), at(200)), expected);
     }
@@ -248,7 +248,7 @@ fn the_end_of_a_peers_certificate_is_the_end_of_its_connections_as_the_policy_sa
         let registry = Arc::new(Registry::default());
         // The second number of a registry falls into the first second of the 30.
         let _places = [registry.enter(callee()), registry.enter(bare()), registry.enter(caller("friend", 1))];
-        let _other = registry.enter(egress("192.0.2.7:443", false));
+        let _other = registry.enter(egress("192.0.2.7:443"));
         assert_eq!(registry.expire(policy, at(now)), expected, "{policy:?} at {now}");
     }
 }

@@ -1,29 +1,25 @@
 //! The verifiers that put `pki::verify` and the brief into handshakes. The reason of a refusal leaves a handshake
 //! through a task-local cell, since rustls carries only its own errors, and its errors choose the alert.
 
-use std::{cell::RefCell, future::Future, sync::Arc};
+use std::{cell::RefCell, future::Future, sync::Arc, time::Instant};
 
 use jiff::Timestamp;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::verify_tls13_signature,
-    server::{
-        ClientHello, ResolvesServerCert,
-        danger::{ClientCertVerified, ClientCertVerifier},
-    },
-    sign::CertifiedKey,
+    crypto::{verify_tls12_signature, verify_tls13_signature},
+    server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::super::{
-    credentials::Leaf,
     judge::{Judge, Refused},
+    quotas::Quotas,
 };
 use crate::{
-    identity::SpiffeId,
-    pki::verify::{self, Proven},
-    refusal::{HandshakeDetail, Refusal},
+    identity::{DnsName, SpiffeId},
+    pki::verify::{self, Partner, Proven},
+    refusal::Refusal,
 };
 
 type Judged = Result<Proven, Refused>;
@@ -39,6 +35,11 @@ pub(super) async fn observed<T>(handshake: impl Future<Output = T>) -> (T, Optio
         (outcome, JUDGED.with(RefCell::take))
     };
     JUDGED.scope(RefCell::new(None), observed).await
+}
+
+/// Ends the handshake for a reason that no verifier found.
+pub(super) fn refuse(reason: Refusal) {
+    let _ = record(Err(reason.into()));
 }
 
 fn record(outcome: Judged) -> Result<(), Error> {
@@ -83,6 +84,15 @@ fn instant(now: UnixTime) -> Timestamp {
 pub(super) struct Caller {
     pub(super) judge: Arc<Judge>,
     pub(super) port: u16,
+    pub(super) quotas: Arc<Quotas>,
+}
+
+impl Caller {
+    /// A partner's handshakes are counted before anything is computed for them.
+    fn count(&self, partner: &Partner) -> Result<(), Refusal> {
+        let link = self.judge.brief.link(partner.name()).ok_or(Refusal::NameOutOfScope)?;
+        self.quotas.begin(partner.name(), link.handshakes_per_second, Instant::now())
+    }
 }
 
 impl ClientCertVerifier for Caller {
@@ -96,7 +106,8 @@ impl ClientCertVerifier for Caller {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let judged = self.judge.caller(&chain(leaf, intermediates), self.port, instant(now));
+        let judged =
+            self.judge.caller(&chain(leaf, intermediates), self.port, instant(now), |partner| self.count(partner));
         let at_edge = self.judge.brief.port(self.port).is_ok_and(|port| !port.allow.partners.is_empty());
         record_as(judged, |reason| match reason {
             // A stranger at the edge learns nothing of whose names are known here.
@@ -108,11 +119,61 @@ impl ClientCertVerifier for Caller {
 
     fn verify_tls12_signature(
         &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
+        verify_tls12_signature(message, leaf, signature, &verify::algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        verify::algorithms().supported_schemes()
+    }
+}
+
+/// Whoever dials one of our `ServerTls` ports that ask for a certificate: nobody has to show one.
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) judge: Arc<Judge>,
+    /// Whose certificates are asked for, so that clients do not show others.
+    pub(super) authorities: Vec<DistinguishedName>,
+}
+
+impl ClientCertVerifier for Known {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &self.authorities
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        record(self.judge.known(&chain(leaf, intermediates), instant(now)))?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, leaf, signature, &verify::algorithms())
     }
 
     fn verify_tls13_signature(
@@ -172,6 +233,50 @@ impl ServerCertVerifier for Callee {
     }
 }
 
+/// The one edge of a partner that we mean to reach.
+#[derive(Debug)]
+pub(super) struct Edge {
+    pub(super) judge: Arc<Judge>,
+    pub(super) partner: String,
+    pub(super) host: DnsName,
+}
+
+impl ServerCertVerifier for Edge {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        record(self.judge.edge(&chain(leaf, intermediates), &self.partner, &self.host, instant(now)))?;
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, leaf, signature, &verify::algorithms())
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        verify::algorithms().supported_schemes()
+    }
+}
+
 /// Any server: for HTTPS probes only.
 #[derive(Debug)]
 pub(super) struct Anyone;
@@ -213,19 +318,4 @@ impl ServerCertVerifier for Anyone {
 
 fn no_tls12<T>() -> Result<T, Error> {
     Err(Error::General("TLS 1.2 is not offered".to_owned()))
-}
-
-/// Our certificate, for callers that name nobody or name us.
-#[derive(Debug)]
-pub(super) struct OwnNames(pub(super) Arc<Leaf>);
-
-impl ResolvesServerCert for OwnNames {
-    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let ours = |name: &str| self.0.identity.dns_names.iter().any(|own| own.as_str() == name);
-        if hello.server_name().is_none_or(ours) {
-            return Some(self.0.certified.clone());
-        }
-        let _ = record(Err(Refusal::HandshakeFailed(HandshakeDetail::ServerName).into()));
-        None
-    }
 }

@@ -23,7 +23,7 @@ use crate::support::{
     control::Server,
     domain::{Certified, Domain, instant},
     eventually,
-    partner::{Authority, allowed, dns, names, uri},
+    partner::{Authority, add, allowed, dns, names, uri},
     soon, wire,
 };
 
@@ -72,7 +72,8 @@ impl Edge {
         let scopes = [a.scope("fabrikam", "fabrikam.example"), b.scope("litware", "litware.example")];
         let scopes: Vec<_> =
             scopes.into_iter().filter(|scope| listed.iter().any(|name| scope.id.ends_with(name))).collect();
-        let sidecar = plan.brief(move |brief| brief.scopes.extend(scopes)).brief(change).start().await;
+        let known = move |brief: &mut Brief| scopes.into_iter().for_each(|scope| add(brief, scope));
+        let sidecar = plan.brief(known).brief(change).start().await;
         Self { control, a, b, applications, sidecar }
     }
 
@@ -359,6 +360,7 @@ async fn a_partners_open_connection_ends_with_the_reason_that_now_applies_and_no
             |brief, _| {
                 brief.ports[0].allow.partners.remove(0);
                 brief.scopes.remove(1);
+                brief.partners.remove(0);
             },
             "NameOutOfScope",
         ),

@@ -53,6 +53,7 @@ pub(super) struct Plan {
     inbound: Vec<SocketAddr>,
     ports: Vec<Port>,
     dials: Vec<(SocketAddr, Option<(SpiffeId, Mode)>)>,
+    resolvers: Vec<SocketAddr>,
     has_brief: bool,
     lifetime: u32,
     adjust: Box<dyn FnOnce(&mut Brief) + Send>,
@@ -70,6 +71,7 @@ impl Plan {
             inbound: vec![],
             ports: vec![],
             dials: vec![],
+            resolvers: vec![],
             has_brief: true,
             lifetime: 3600,
             adjust: Box::new(|_| ()),
@@ -107,6 +109,12 @@ impl Plan {
     /// The application calls what no route knows.
     pub(super) fn calls_undeclared(mut self, address: SocketAddr) -> Self {
         self.dials.push((address, None));
+        self
+    }
+
+    /// Its nameservers; with any it has a guard.
+    pub(super) fn resolvers(mut self, resolvers: &[SocketAddr]) -> Self {
+        self.resolvers = resolvers.to_vec();
         self
     }
 
@@ -156,6 +164,7 @@ impl Plan {
             ip: self.ip,
             inbound: self.inbound,
             dials: self.dials.into_iter().map(|(address, _)| address).collect(),
+            resolvers: self.resolvers,
             probes: self.probes,
             state: self.state,
         })
@@ -176,6 +185,7 @@ pub(super) struct Home {
     pub(super) ip: IpAddr,
     inbound: Vec<SocketAddr>,
     dials: Vec<SocketAddr>,
+    resolvers: Vec<SocketAddr>,
     probes: Probes,
     pub(super) state: Arc<TempDir>,
 }
@@ -190,11 +200,13 @@ impl Home {
             health: vec![SocketAddr::new(self.ip, 0)],
             pod_ips: vec![self.ip],
             pod_uid: self.uid.clone(),
-            resolvers: vec![],
+            dns: self.resolvers.iter().map(|_| SocketAddr::new(self.ip, 0)).take(1).collect(),
+            resolvers: self.resolvers.clone(),
             control: self.control.control(),
             token_file,
             state_dir: self.state.path().to_owned(),
             server_certificate: self.state.path().join("server-certificate"),
+            presented_certificates: self.state.path().join("presented"),
             probes: self.probes.clone(),
             intercepted: Intercepted::OriginalDestination,
             drain_grace: Duration::from_millis(50),
@@ -210,6 +222,8 @@ pub(super) struct Sidecar {
     /// One listener per dialled address, in order.
     pub(super) outbound: Vec<SocketAddr>,
     pub(super) health: SocketAddr,
+    /// Where its application asks for names.
+    pub(super) dns: Option<SocketAddr>,
     stop: oneshot::Sender<()>,
     pub(super) task: JoinHandle<anyhow::Result<()>>,
 }
@@ -220,13 +234,13 @@ impl Sidecar {
         let (inbound, outbound) = (bound.inbound(), bound.outbound());
         let pairs: HashMap<_, _> =
             inbound.iter().zip(&home.inbound).chain(outbound.iter().zip(&home.dials)).map(|(a, b)| (*a, *b)).collect();
-        let health = bound.health()[0];
+        let (health, dns) = (bound.health()[0], bound.dns().first().copied());
         let (stop, stopped) = oneshot::channel();
         let run = bound.intercepted(Intercepted::Fixed(pairs)).run(async {
             let _ = stopped.await;
         });
         let task = tokio::spawn(run);
-        Self { home, inbound, outbound, health, stop, task }
+        Self { home, inbound, outbound, health, dns, stop, task }
     }
 
     pub(super) async fn ready(&self) {

@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::*;
 use crate::{
-    brief::{AllowedPartner, Cursor, Egress, OnPeerExpiry, Port, Standing, VERSION},
+    brief::{AllowedPartner, Cursor, Egress, OnPeerExpiry, PartnerEdge, PartnerStanding, Port, Standing, VERSION},
     pki::{
         self, shift,
         verify::{AnchorError, PartnerProblem},
@@ -113,6 +113,19 @@ fn listing(partners: &[&str]) -> Allow {
     Allow { partners: partners.iter().map(entry).collect(), ..Allow::default() }
 }
 
+/// An active partner without edges.
+fn link(name: &str) -> PartnerLink {
+    PartnerLink {
+        name: name.to_owned(),
+        standing: PartnerStanding::Active,
+        edges: vec![],
+        tls12: false,
+        presents: false,
+        max_connections: 1,
+        handshakes_per_second: 1,
+    }
+}
+
 /// The brief of an Edge server whose one port lists `partners`.
 fn brief(partners: &[&str], scopes: Vec<Scope>) -> Brief {
     let port = Port {
@@ -123,6 +136,7 @@ fn brief(partners: &[&str], scopes: Vec<Scope>) -> Brief {
         allow: listing(partners),
         server_tls: None,
     };
+    let partners = scopes.iter().filter_map(|scope| scope.id.strip_prefix("partner/")).map(link).collect();
     Brief {
         version: VERSION,
         cursor: Cursor::default(),
@@ -138,7 +152,7 @@ fn brief(partners: &[&str], scopes: Vec<Scope>) -> Brief {
         egress: Egress::default(),
         scopes,
         drain_seconds: 30,
-        partners: vec![],
+        partners,
         web_roots: vec![],
     }
 }
@@ -149,8 +163,13 @@ fn judge(chain: &[CertificateDer<'_>], scopes: Vec<Scope>) -> Result<Peer, Refus
     let listed: Vec<&str> = listed.iter().map(String::as_str).collect();
     let brief = brief(&listed, scopes);
     let partners = Partners::of(&brief, None).unwrap();
-    let scopes = Scopes { ours: brief.identity.trust_domain(), internal: &Anchors::default(), partners: &partners };
-    scopes.caller(chain, &brief.ports[0].allow, now()).map(|proven| proven.peer)
+    caller(chain, &brief, &partners)
+}
+
+fn caller(chain: &[CertificateDer<'_>], brief: &Brief, partners: &Partners) -> Result<Peer, Refusal> {
+    let scopes = Scopes { ours: brief.identity.trust_domain(), internal: &Anchors::default(), partners };
+    let chosen = scopes.choose(chain, &brief.ports[0].allow)?;
+    scopes.verdict(chosen, chain, now()).map(|proven| proven.peer)
 }
 
 fn fabrikam(authority: &Authority) -> Scope {
@@ -362,4 +381,175 @@ fn what_did_not_change_is_the_same_value_as_before() {
     let after = Partners::of(&brief(&["fabrikam", "litware"], scopes(&one)), Some(&before)).unwrap();
     let same = |name: &str| Arc::ptr_eq(before.get(name).unwrap(), after.get(name).unwrap());
     assert!(same("fabrikam") && !same("litware"));
+}
+
+#[test]
+fn a_scope_has_one_link_and_serves_somebody() {
+    let authority = Authority::new("fabrikam");
+    let good = || brief(&["fabrikam"], vec![fabrikam(&authority)]);
+    let refused = |change: fn(&mut Brief)| {
+        let mut brief = good();
+        change(&mut brief);
+        Partners::of(&brief, None).map(drop)
+    };
+    let edge = || PartnerEdge { host: name("sip.fabrikam.example"), port: 5061 };
+    let link_error = |name: &str| Err(ScopeError::Link(name.to_owned()));
+    assert_eq!(refused(|_| ()), Ok(()));
+    assert_eq!(refused(|brief| brief.partners.clear()), link_error("fabrikam"));
+    assert_eq!(refused(|brief| brief.partners.push(link("fabrikam"))), link_error("fabrikam"));
+    assert_eq!(refused(|brief| brief.partners.push(link("litware"))), link_error("litware"));
+    assert_eq!(refused(|brief| brief.scopes.clear()), link_error("fabrikam"));
+    let unlisted = Err(ScopeError::Unlisted("partner/fabrikam".to_owned()));
+    assert_eq!(refused(|brief| brief.ports.clear()), unlisted);
+    let mut called = good();
+    called.ports.clear();
+    called.partners[0].edges = vec![edge()];
+    assert_eq!(Partners::of(&called, None).map(drop), Ok(()), "it is called, and calls nobody");
+    called.partners[0].edges = vec![edge(); MAX_EDGES + 1];
+    assert_eq!(Partners::of(&called, None).map(drop), link_error("fabrikam"));
+    for bad in ["partner/", "partner/a.b", "partner/..", "partner/a/b"] {
+        let mut named = good();
+        named.scopes[0].id = bad.to_owned();
+        assert_eq!(Partners::of(&named, None).map(drop), Err(ScopeError::Unknown(bad.to_owned())));
+    }
+}
+
+#[test]
+fn a_partner_that_does_not_stand_is_refused_as_soon_as_its_names_have_chosen_it() {
+    let (authority, stranger) = (Authority::new("fabrikam"), Authority::new("stranger"));
+    for (standing, expected) in
+        [(PartnerStanding::Suspended, Refusal::PartnerSuspended), (PartnerStanding::Expired, Refusal::PartnerExpired)]
+    {
+        let mut brief = brief(&["fabrikam"], vec![fabrikam(&authority)]);
+        brief.partners[0].standing = standing;
+        brief.scopes[0].anchors.clear();
+        let partners = Partners::of(&brief, None).unwrap();
+        for authority in [&authority, &stranger] {
+            let chain = authority.named(&[dns("sip.fabrikam.example")]);
+            assert_eq!(caller(&chain, &brief, &partners), Err(expected));
+            assert_eq!(partners.get("fabrikam").unwrap().callee(&chain, now()), Err(expected));
+        }
+        let other = stranger.named(&[dns("sip.litware.example")]);
+        assert_eq!(caller(&other, &brief, &partners), Err(Refusal::NameOutOfScope));
+    }
+}
+
+#[test]
+fn a_spiffe_partner_proves_one_identity_of_its_trust_domain_and_dns_names_inside_its_domains() {
+    let authority = Authority::new("fabrikam");
+    let names = || PartnerNames { trust_domain: Some(name("fabrikam.test")), ..names(&["fabrikam.example"]) };
+    let id = || uri("spiffe://fabrikam.test/ns/web/sa/front");
+    let several = Refusal::BadName(NameDetail::SeveralIdentities);
+    let outside = Refusal::NameOutOfScope;
+    for (names_in_leaf, expected) in [
+        (vec![id()], None),
+        (vec![id(), dns("sip.fabrikam.example")], None),
+        (vec![dns("sip.fabrikam.example")], None),
+        (vec![id(), uri("spiffe://fabrikam.test/other")], Some(several)),
+        (vec![id(), uri("spiffe://litware.test/other")], Some(outside)),
+        (vec![id(), uri("https://fabrikam.test/other")], Some(outside)),
+        (vec![id(), uri("spiffe://contoso.example/ns/sip/server/fe")], Some(outside)),
+        (vec![id(), dns("fe.sip.contoso.example")], Some(outside)),
+        (vec![uri("spiffe://litware.test/other")], Some(outside)),
+        (vec![uri("spiffe://sub.fabrikam.test/other")], Some(outside)),
+        (vec![uri("spiffe://contoso.example/ns/sip/server/fe")], Some(outside)),
+        (vec![uri("spiffe://fabrikam.test")], Some(Refusal::BadName(NameDetail::Grammar))),
+        (vec![uri("spiffe://fabrikam.test/a/../b")], Some(Refusal::BadName(NameDetail::Grammar))),
+        (vec![id(), ip([10, 0, 0, 1])], Some(Refusal::BadName(NameDetail::Kind))),
+    ] {
+        let scopes = vec![scope("fabrikam", names(), &[&authority])];
+        let found = judge(&authority.named(&names_in_leaf), scopes);
+        assert_eq!(found.as_ref().err(), expected.as_ref(), "{names_in_leaf:?}: {found:?}");
+    }
+    let proven = judge(&authority.named(&[id()]), vec![scope("fabrikam", names(), &[&authority])]).unwrap();
+    let Peer::Partner(partner) = proven else { panic!("{proven}") };
+    assert_eq!(partner.names().collect::<Vec<_>>(), ["spiffe://fabrikam.test/ns/web/sa/front"]);
+}
+
+#[test]
+fn no_two_scopes_have_one_trust_domain() {
+    let authority = Authority::new("fabrikam");
+    let spiffe = |partner: &str, domain: &str, trust_domain: &str| {
+        let names = PartnerNames { trust_domain: Some(name(trust_domain)), ..names(&[domain]) };
+        scope(partner, names, &[&authority])
+    };
+    let found = |one: &str, other: &str| {
+        let scopes = vec![spiffe("fabrikam", "fabrikam.example", one), spiffe("litware", "litware.example", other)];
+        Partners::of(&brief(&["fabrikam", "litware"], scopes), None).map(drop)
+    };
+    let overlap = |a: &str, b: &str| Err(ScopeError::Overlap(a.to_owned(), b.to_owned()));
+    assert_eq!(found("fabrikam.test", "litware.test"), Ok(()));
+    assert_eq!(found("fabrikam.test", "sub.fabrikam.test"), Ok(()));
+    assert_eq!(found("fabrikam.test", "fabrikam.test"), overlap("partner/fabrikam", "partner/litware"));
+    assert_eq!(found("contoso.example", "litware.test"), overlap(INTERNAL, "partner/fabrikam"));
+}
+
+#[test]
+fn the_web_pki_vouches_for_exact_names_and_its_server_certificates_count_for_callers() {
+    let public = Authority::new("public");
+    let web = |partner: &str, host: &str, domain: &str| {
+        let names = PartnerNames { server_names: vec![name(host)], web: true, ..names(&[domain]) };
+        scope(partner, names, &[])
+    };
+    let mut brief = brief(
+        &["fabrikam", "litware"],
+        vec![
+            web("fabrikam", "sip.fabrikam.example", "fabrikam.example"),
+            web("litware", "sip.litware.example", "litware.example"),
+        ],
+    );
+    brief.web_roots = vec!["of no use".to_owned(), public.pem.clone()];
+    let partners = Partners::of(&brief, None).unwrap();
+    assert!(partners.iter().all(|partner| partner.problems().is_empty()));
+    let leaf = |name: &str, purpose| {
+        public.leaf(|params| {
+            params.subject_alt_names = vec![dns(name)];
+            params.extended_key_usages = vec![purpose];
+        })
+    };
+    let (server, client) = (ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth);
+    for (name, purpose, expected) in [
+        ("sip.fabrikam.example", server.clone(), Ok("partner/fabrikam")),
+        ("sip.fabrikam.example", client.clone(), Ok("partner/fabrikam")),
+        ("sip.litware.example", server.clone(), Ok("partner/litware")),
+        ("other.fabrikam.example", server.clone(), Err(Refusal::NameOutOfScope)),
+        ("sip.fabrikam.example", ExtendedKeyUsagePurpose::CodeSigning, Err(Refusal::WrongUsage)),
+    ] {
+        let found = caller(&leaf(name, purpose), &brief, &partners).map(|peer| peer.to_string());
+        assert_eq!(found, expected.map(str::to_owned), "{name}");
+    }
+    let fabrikam = partners.get("fabrikam").unwrap();
+    assert!(fabrikam.callee(&leaf("sip.fabrikam.example", server.clone()), now()).is_ok());
+    assert_eq!(fabrikam.callee(&leaf("sip.fabrikam.example", client), now()), Err(Refusal::WrongUsage));
+    // The roots are parsed once for all, and again only when they change.
+    assert!(Arc::ptr_eq(Partners::of(&brief, Some(&partners)).unwrap().get("fabrikam").unwrap(), fabrikam));
+    brief.web_roots.remove(0);
+    assert!(!Arc::ptr_eq(Partners::of(&brief, Some(&partners)).unwrap().get("fabrikam").unwrap(), fabrikam));
+    let only_servers = judge(&leaf("sip.fabrikam.example", server), vec![self::fabrikam(&public)]);
+    assert_eq!(only_servers, Err(Refusal::WrongUsage), "a scope of its own roots is not lenient");
+}
+
+#[test]
+fn a_scope_of_the_web_pki_without_exact_names_or_with_roots_of_its_own_is_none() {
+    let authority = Authority::new("public");
+    let refused = |server_names: &[&str], anchors: &[&Authority]| {
+        let server_names = server_names.iter().map(|one| name(one)).collect();
+        let names = PartnerNames { server_names, web: true, ..names(&["fabrikam.example"]) };
+        Partners::of(&brief(&["fabrikam"], vec![scope("fabrikam", names, anchors)]), None).map(drop)
+    };
+    let web = Err(ScopeError::Web("partner/fabrikam".to_owned()));
+    assert_eq!(refused(&["sip.fabrikam.example"], &[]), Ok(()));
+    assert_eq!(refused(&[], &[]), web);
+    assert_eq!(refused(&["sip.fabrikam.example"], &[&authority]), web);
+}
+
+#[test]
+fn authorities_on_the_path_are_known_by_issuer_and_serial() {
+    let root = Authority::new("fabrikam");
+    let issuer = root.below(|params| params.serial_number = Some(vec![7].into()));
+    let mut chain = issuer.named(&[dns("sip.fabrikam.example")]);
+    chain.push(pki::certificate(&issuer.pem).unwrap());
+    let Peer::Partner(partner) = judge(&chain, vec![fabrikam(&root)]).unwrap() else { panic!() };
+    assert_eq!(partner.through.iter().map(|one| one.serial.clone()).collect::<Vec<_>>(), [vec![7]]);
+    assert!(partner.through[0].issuer.is_some() && partner.through[0].issuer != partner.issuer);
 }

@@ -1,0 +1,177 @@
+//! From our application to a name: a partner's edge, which must prove itself, or a host that may be called as it is. The
+//! application dialled an address that the guard gave that name; where the name is, we look up ourselves.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustls::ProtocolVersion::TLSv1_3;
+use rustls_pki_types::ServerName;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    access::Record,
+    basis::{Basis, Proof},
+    generation::Generation,
+    metrics::mode_word,
+    outbound,
+    relay::{self, Wire},
+    shared::Shared,
+    sockets, tls,
+};
+use crate::{
+    brief::{Direction, Mode, Named, PartnerLink},
+    identity::DnsName,
+    refusal::{AlertDetail, HandshakeDetail, Refusal, ServerDetail, TimeoutDetail},
+    telemetry,
+};
+
+/// Addresses of one name that are tried, one after the other.
+const MAX_ADDRESSES: usize = 4;
+/// How long looking up and dialling may take together.
+const DEADLINE: Duration = Duration::from_secs(12);
+
+/// Serves a connection of our application to `destination`, an address of the guard's.
+pub(super) async fn call(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    application: TcpStream,
+    destination: SocketAddr,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    let host = shared.guard.named(destination.ip()).ok_or(Refusal::DestinationNotDeclared)?;
+    record.peer = host.to_string();
+    match generation.brief().named(&host, destination.port())? {
+        Named::Host => {
+            record.mode = "egress";
+            let network = reach(shared, &host, destination.port()).await?;
+            let address = network.peer_addr().map_err(|_| Refusal::DialFailed)?;
+            let place = outbound::register(shared, generation, Basis::Host { host, address }, |_| Ok(()))?;
+            shared.metrics.connected(Direction::Outbound, record.mode);
+            relay::carry(application, network, Wire::Plain, place, record).await
+        }
+        Named::Edge(link) => {
+            record.mode = mode_word(Mode::MutualTls);
+            record.peer = format!("partner/{}", link.name);
+            let called = edge(shared, generation, application, (link, host, destination.port()), record).await;
+            let failed = called.failed();
+            if let Some(reason) = failed {
+                shared.contacts.met(&link.name, Some(reason), telemetry::now());
+            }
+            called.outcome
+        }
+    }
+}
+
+/// How a call of a partner ended.
+struct Called {
+    outcome: Result<(), Refusal>,
+    /// Whether the partner was verified; what comes later is no news of whether it can be reached.
+    met: bool,
+}
+
+impl Called {
+    /// What is told of the partner, beside that it was verified.
+    fn failed(&self) -> Option<Refusal> {
+        match self.outcome {
+            // In TLS 1.3 a caller is let in or not after it has finished its own handshake.
+            Err(reason @ Refusal::PeerRefused(_)) => Some(reason),
+            Err(reason) if !self.met => Some(reason),
+            Ok(()) | Err(_) => None,
+        }
+    }
+}
+
+async fn edge(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    application: TcpStream,
+    edge: (&PartnerLink, DnsName, u16),
+    record: &mut Record,
+) -> Called {
+    match secured(shared, generation, edge, record).await {
+        Err(reason) => Called { outcome: Err(reason), met: false },
+        Ok((stream, place)) => {
+            shared.metrics.connected(Direction::Outbound, record.mode);
+            let outcome = relay::carry(application, stream, Wire::Tls, place, record).await;
+            Called { outcome, met: true }
+        }
+    }
+}
+
+type Partner = (tokio_rustls::client::TlsStream<TcpStream>, super::registry::Place);
+
+/// Dials an edge of a partner, which must prove itself in its own scope, by the name that was dialled.
+async fn secured(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    (link, host, port): (&PartnerLink, DnsName, u16),
+    record: &mut Record,
+) -> Result<Partner, Refusal> {
+    let judge = &generation.judge;
+    let partner = link.name.as_str();
+    judge.partners.get(partner).ok_or(Refusal::DestinationNotDeclared)?.stands()?;
+    let shown = match link.presents {
+        true => tls::presented(&shared.place.mounted, partner)?,
+        false => generation.leaf.certified.clone(),
+    };
+    let config = tls::edge(judge, (partner, &host), link.tls12, shown)
+        .map_err(|_| Refusal::HandshakeFailed(HandshakeDetail::Malformed))?;
+    let nameless = Refusal::WrongServer(ServerDetail::DnsName);
+    let name = ServerName::try_from(host.as_str().to_owned()).map_err(|_| nameless)?;
+    let seat = shared.seat(generation, partner)?;
+    let network = reach(shared, &host, port).await?;
+    let secured = tls::connect(network, name, config).await.map_err(|refused| {
+        record.presented = refused.proven.map(|proven| proven.to_string());
+        match refused.reason {
+            // It hung up on us in the middle of the handshake.
+            Refusal::Truncated => Refusal::PeerRefused(AlertDetail::Other),
+            other => other,
+        }
+    })?;
+    shared.metrics.handshake(Direction::Outbound, record.age());
+    let proven = secured.verdict.ok_or(Refusal::NoCertificate)?;
+    record.proven(&proven.peer);
+    let connection = secured.stream.get_ref().1;
+    let chain = connection.peer_certificates().unwrap_or_default();
+    let tls12 = connection.protocol_version() != Some(TLSv1_3);
+    let shown = judge.shown(&proven.peer, chain, tls12).ok_or(Refusal::NameOutOfScope)?;
+    let proof = Proof::new(proven, generation.own_until, telemetry::now());
+    let basis = Basis::Edge { partner: partner.to_owned(), host: host.clone(), port, proof, shown };
+    let mut place = outbound::register(shared, generation, basis, |current| {
+        let judged = current.judge.edge(chain, partner, &host, telemetry::now());
+        judged.map(drop).map_err(|refused| refused.reason)
+    })?;
+    place.seat = Some(seat);
+    shared.contacts.met(partner, None, telemetry::now());
+    Ok((secured.stream, place))
+}
+
+/// A connection to `port` of `host`, wherever that is; nothing is said on it yet.
+async fn reach(shared: &Shared, host: &DnsName, port: u16) -> Result<TcpStream, Refusal> {
+    let reaching = async {
+        let mut addresses = shared.guard.look_up(host).await?;
+        addresses.truncate(MAX_ADDRESSES);
+        for address in &addresses {
+            outside(shared, address.to_canonical()).await?;
+        }
+        let mut last = Refusal::DialFailed;
+        for address in addresses {
+            match sockets::dial(SocketAddr::new(address.to_canonical(), port), true).await {
+                Ok(network) => return Ok(network),
+                Err(reason) => last = reason,
+            }
+        }
+        Err(last)
+    };
+    timeout(DEADLINE, reaching).await.unwrap_or(Err(Refusal::Timeout(TimeoutDetail::Connect)))
+}
+
+/// Whoever answers for a foreign name must not lead us to ourselves, nor to a server of ours. What only this pod could
+/// reach, the guard has left out.
+async fn outside(shared: &Shared, address: IpAddr) -> Result<(), Refusal> {
+    let declared = shared.routes.find(address).await.is_some();
+    if declared || shared.place.pod_ips.contains(&address) { Err(Refusal::DnsMismatch) } else { Ok(()) }
+}
