@@ -7,7 +7,7 @@ use std::{
 };
 
 use entente::{
-    brief::{Allow, Brief, Mode, PartnerStanding, Port, Revocation},
+    brief::{Allow, Brief, Mode, PartnerStanding, Port},
     identity::SpiffeId,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -291,6 +291,17 @@ fn each_cell_that_accepts_refuses_what_is_wrong_in_one_way() {
                 }
             }
         }
+        // What its authority has taken back.
+        for index in 0..3 {
+            let certified = world.forge(index, index, |_, _| ());
+            let shown = shown(&certified);
+            world.change(|brief| revoke(brief, index, &shown)).await;
+            for stack in STACKS {
+                assert_eq!(world.calls_us(stack, index, &certified).await, "Revoked", "{stack:?}, {index}");
+                assert_eq!(world.is_called(stack, index, &certified).await, "Revoked", "{stack:?}, {index}");
+            }
+            world.change(|brief| brief.scopes[1].revocation = None).await;
+        }
         // An authority between that would let more pass than its root may.
         let between = world.a.below(|params| {
             let permitted = ["fabrikam.example", "contoso.example"].map(|name| GeneralSubtree::DnsName(name.into()));
@@ -326,17 +337,16 @@ const TAKING: [Taking; 5] = [
         },
         U,
     ),
-    (
-        "revoked",
-        |brief, shown| {
-            let (issuer, serial) = shown.split_once(' ').unwrap();
-            let serials = BTreeMap::from([(issuer.to_owned(), vec![serial.to_owned()])]);
-            brief.scopes[1].revocation =
-                Some(Revocation { next_update: i64::from(u32::MAX), serials, ..Revocation::default() });
-        },
-        "Revoked",
-    ),
+    ("revoked", |brief, shown| revoke(brief, 1, shown), "Revoked"),
 ];
+
+/// Puts what was `shown` (key identifier and serial) on the list of the scope number `index`.
+fn revoke(brief: &mut Brief, index: usize, shown: &str) {
+    let (issuer, serial) = shown.split_once(' ').unwrap();
+    let list = brief.scopes[index].revocation.get_or_insert_default();
+    list.next_update = i64::from(u32::MAX);
+    list.serials.entry(issuer.to_owned()).or_default().push(serial.to_owned());
+}
 
 #[test]
 fn connections_end_when_trust_in_a_partner_is_taken_away_and_no_other_partners_do() {

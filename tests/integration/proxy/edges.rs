@@ -310,7 +310,7 @@ async fn an_authority_between_widens_nothing_and_may_be_taken_back() {
 
     // Of the two issuers on the path, both have lists.
     let leaf = between.certificate(&of_a());
-    let [issuer, root] = [&leaf, &(leaf.0[1..].to_vec(), leaf.1.clone_key())].map(|one| x509(one));
+    let [issuer, root] = [&leaf, &(leaf.0[1..].to_vec(), leaf.1.clone_key())].map(x509);
     let key = |text: &str| text.split(' ').next().unwrap().to_owned();
     let serials = BTreeMap::from([(key(&issuer), vec![]), (key(&root), vec!["07".to_owned()])]);
     caller.far[1].shows(leaf);
@@ -387,9 +387,7 @@ async fn a_call_to_a_partner_is_refused_and_an_open_one_ends_with_the_reason_tha
             caller.sidecar.acknowledges().await;
             echo(&mut first, b"still").await.expect("it is no evidence against what is open");
         } else {
-            let began = std::time::Instant::now();
             caller.cut(first, cut).await;
-            println!("{what}: cut within {:?} of the brief's change", began.elapsed());
         }
         echo(&mut second, b"still").await.expect("the other partner was cut");
         let expected = if refused.is_empty() { cut } else { refused };
