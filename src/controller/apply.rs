@@ -32,7 +32,7 @@ use crate::{
         register::{self, Fresh},
     },
     telemetry,
-    topology::ServerKey,
+    topology::{Key, PartnerKey, ServerKey},
 };
 
 /// No call to the API server takes longer.
@@ -102,8 +102,19 @@ pub(super) async fn apply(client: &Client, namespace: &str, audit: &Audit, step:
         Step::WriteSecret { .. } => return Err(ApplyError::Conflict),
         Step::Hold { key, version, finalizers } => {
             let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
-            let api = Api::<TrustedServer>::namespaced(client.clone(), &key.namespace);
-            within(api.patch(&key.name, &PatchParams::default(), &Patch::Merge(patch))).await?;
+            let (parameters, patch) = (PatchParams::default(), Patch::Merge(patch));
+            match key {
+                Key::Server(ServerKey { namespace, name }) => {
+                    let api = Api::<TrustedServer>::namespaced(client.clone(), namespace);
+                    within(api.patch(name, &parameters, &patch)).await?;
+                }
+                Key::Partner(PartnerKey { namespace, name }) => {
+                    let api = Api::<FederationPartner>::namespaced(client.clone(), namespace);
+                    within(api.patch(name, &parameters, &patch)).await?;
+                }
+                // Nobody holds one.
+                Key::Domain(_) => {}
+            }
         }
         Step::WriteBundle { namespace, domain, data } => {
             write_map(client, namespace, (bundles::NAME, "bundle"), domain, data).await?;

@@ -89,7 +89,8 @@ pub(super) async fn sync(
     let _held = channel.proxies.poll(&uid, &identity, request.after.clone(), telemetry::now());
     let began = Instant::now();
     // Who asks or reports has more to do: only a poll that brings nothing is held.
-    let brings = !request.ask.is_empty() || !request.report.refusals.is_empty();
+    let asks = !request.ask.is_empty() || !request.ask_names.is_empty();
+    let brings = asks || !request.report.refusals.is_empty();
     let hold = began + if brings { Duration::ZERO } else { Duration::from_secs(brief::POLL_HOLD_SECONDS) };
     loop {
         let view = Arc::clone(&views.borrow_and_update());
@@ -129,7 +130,7 @@ fn answer(
     if differs || (last && held != Some(&brief.cursor)) {
         response.brief = Some(brief);
     }
-    let asked = Asked { ask: &request.ask, keep: &request.keep, pods: &request.pods };
+    let asked = Asked { ask: &request.ask, names: &request.ask_names, keep: &request.keep, pods: &request.pods };
     response.routes = domain.routes.since(request.routes, &asked);
     Ok(response)
 }

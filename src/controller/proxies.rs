@@ -11,9 +11,9 @@ use tokio::sync::watch;
 
 use super::watch::Signal;
 use crate::{
-    brief::{Cursor, MAX_REPORTED_REFUSALS, RefusedConnections, Report},
+    brief::{Cursor, MAX_REPORTED_REFUSALS, PartnerContact, RefusedConnections, Report},
     identity::{Identity, SpiffeId},
-    pki,
+    pki::{self, verify::MAX_PARTNERS},
     plan::{ProxySeen, audit::InUse},
     refusal::Refusal,
 };
@@ -41,6 +41,8 @@ pub(super) struct Row {
     serial: String,
     /// Open connections that it cut because of a withdrawal, by who lost them; bounded.
     cut: BTreeMap<SpiffeId, u64>,
+    /// Its last contact with each partner; bounded.
+    contacts: BTreeMap<String, PartnerContact>,
 }
 
 pub(super) type Rows = BTreeMap<String, Row>;
@@ -84,7 +86,7 @@ impl Proxies {
         Held { proxies: self, uid: uid.to_owned() }
     }
 
-    /// A sidecar reports; what it cut because of a withdrawal is counted.
+    /// A sidecar reports; what it cut because of a withdrawal is counted, and whom it met is news where that changed.
     pub(super) fn report(&self, uid: &str, report: &Report) {
         let withdrawn = |refused: &&RefusedConnections| {
             let because = matches!(
@@ -100,6 +102,20 @@ impl Proxies {
             if cut.len() < MAX_CUT || cut.contains_key(&id) {
                 *cut.entry(id).or_default() += refused.count;
             }
+        }
+        if report.contacts.is_empty() {
+            return;
+        }
+        let row = own.entry(uid.to_owned()).or_default();
+        let outcomes = |contacts: &BTreeMap<String, PartnerContact>| -> Vec<(String, Option<Refusal>)> {
+            contacts.iter().map(|(name, contact)| (name.clone(), contact.refused)).collect()
+        };
+        let before = outcomes(&row.contacts);
+        row.contacts = report.contacts.iter().take(MAX_PARTNERS).map(|(name, one)| (name.clone(), *one)).collect();
+        let news = before != outcomes(&row.contacts);
+        drop(own);
+        if news {
+            self.changed();
         }
     }
 
@@ -161,7 +177,7 @@ impl Proxies {
 }
 
 fn seen(row: Row, now: Timestamp) -> ProxySeen {
-    let Row { cursor, held, last, leaf_not_before, leaf_not_after, id: _, serial, cut } = row;
+    let Row { cursor, held, last, leaf_not_before, leaf_not_after, id: _, serial, cut, contacts } = row;
     ProxySeen {
         serial,
         cursor,
@@ -169,6 +185,7 @@ fn seen(row: Row, now: Timestamp) -> ProxySeen {
         leaf_not_before: Timestamp::from_second(leaf_not_before).ok(),
         leaf_not_after: Timestamp::from_second(leaf_not_after).ok(),
         cut,
+        contacts,
     }
 }
 

@@ -134,13 +134,13 @@ impl View {
         let trust = |key: &ServerKey| domain.trust.servers.get(key).unwrap_or(&domain.trust.everybody);
         Ok(match topology.pod(uid).filter(|(server, _)| server.id == identity.id) {
             Some((server, pod)) if Arc::ptr_eq(topology, &self.topology) => {
-                let partners = partners::scopes(topology, server, self.now);
+                let partners = partners::told(topology, server, self.now);
                 Some(briefs::brief_of(topology, server, pod, (trust(&server.key), &partners), at.clone()))
             }
             Some((server, pod)) => {
                 let narrowed = briefs::narrowed(server, &self.topology);
-                let known = partners::scopes(&self.topology, &narrowed, self.now);
-                let partners = partners::common(partners::scopes(topology, &narrowed, self.now), &known);
+                let known = partners::told(&self.topology, &narrowed, self.now);
+                let partners = partners::common(partners::told(topology, &narrowed, self.now), &known, &narrowed);
                 Some(briefs::brief_of(topology, &narrowed, pod, (trust(&server.key), &partners), at.clone()))
             }
             // Its server is on its way to be published.

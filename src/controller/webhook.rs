@@ -23,7 +23,10 @@ use super::{
 };
 use crate::{
     api::{ProxyResources, TrustedServer},
-    plan::sidecars::{Injection, patch},
+    plan::{
+        partners,
+        sidecars::{Injection, patch},
+    },
     sidecar,
     topology::Selector,
 };
@@ -79,6 +82,7 @@ impl Webhook {
         let ports = server.map(|server| server.ports.as_slice()).unwrap_or_default();
         let udp: Vec<u16> = ports.iter().filter(|port| port.mode.is_none()).map(|port| port.port).collect();
         let resources = ProxyResources::default();
+        let presented = server.map(|server| partners::presented(&view.topology, server)).unwrap_or_default();
         let injection = Injection {
             image: &self.image,
             pull_policy: &self.pull_policy,
@@ -86,6 +90,7 @@ impl Webhook {
             control_ca: &self.control_ca,
             server: name,
             server_certificate: server.and_then(|server| server.server_secret_name.as_deref()),
+            presented: &presented,
             udp_ports: &udp,
             drain_seconds: server.map_or(30, |server| server.drain_seconds),
             resources: server.map_or(&resources, |server| &server.resources),

@@ -22,7 +22,7 @@ pub use self::{
     anchors::{AnchorError, Anchors},
     partner::{Partner, PartnerProblem, PinError},
     policy::Flaw,
-    scopes::{Chosen, Partners, ScopeError, Scopes},
+    scopes::{Chosen, MAX_PARTNERS, Partners, ScopeError, Scopes},
 };
 use crate::{
     identity::{Identity, Peer, SpiffeId},

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{AuthorityFacts, withdrawals::Withdrawals};
+use super::{AuthorityFacts, partners::Federation, withdrawals::Withdrawals};
 use crate::{
     brief::{
         Allow, Brief, Cursor, Egress, INTERNAL, OnPeerExpiry, OnStale, Port, Revocation, Scope, ScopeNames, Standing,
@@ -78,12 +78,12 @@ impl Default for Trust {
     }
 }
 
-/// The brief of `pod`, one of `server`'s, `at` a published revision, with the scopes of its `partners`.
+/// The brief of `pod`, one of `server`'s, `at` a published revision, with what is told of its `partners`.
 pub fn brief_of(
     topology: &Topology,
     server: &Server,
     pod: &PodFacts,
-    (trust, partners): (&Trust, &[Scope]),
+    (trust, partners): (&Trust, &Federation),
     at: Cursor,
 ) -> Brief {
     sealed(plain(topology, server, pod, (trust, partners)), trust, at)
@@ -94,7 +94,7 @@ pub fn cursor_of(
     topology: &Topology,
     server: &Server,
     pod: &PodFacts,
-    (trust, partners): (&Trust, &[Scope]),
+    (trust, partners): (&Trust, &Federation),
     at: Cursor,
 ) -> Cursor {
     Cursor { hash: hash(&plain(topology, server, pod, (trust, partners)), trust), ..at }
@@ -125,7 +125,7 @@ pub fn narrowed(published: &Server, topology: &Topology) -> Server {
 }
 
 /// Everything but the scope that everybody has, and the cursor.
-fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners): (&Trust, &[Scope])) -> Brief {
+fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners): (&Trust, &Federation)) -> Brief {
     let domain = topology.domain(&server.domain);
     let lifetime = domain.map_or(86_400, |domain| domain.lifetime_seconds);
     // Whoever names its callers need not hear of Edge servers that come and go.
@@ -141,11 +141,11 @@ fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners)
         issuer: trust.issuer.clone(),
         renew_within_seconds: (lifetime / 10).min(RENEW_WITHIN),
         on_peer_expiry: domain.map_or(OnPeerExpiry::Cut, |domain| domain.on_peer_expiry),
-        ports: server.ports.iter().filter_map(|declared| port(declared, partners)).collect(),
+        ports: server.ports.iter().filter_map(|declared| port(declared, &partners.scopes)).collect(),
         edges: if all_declared { edges.into_iter().flatten().cloned().collect() } else { vec![] },
-        egress: Egress { unrestricted: server.unrestricted, networks: server.egress.clone(), hosts: vec![] },
-        scopes: partners.to_vec(),
-        partners: vec![],
+        egress: server.egress.clone(),
+        scopes: partners.scopes.clone(),
+        partners: partners.links.clone(),
         web_roots: vec![],
         drain_seconds: server.drain_seconds,
     }
@@ -175,13 +175,12 @@ pub fn withdrawn(identity: &Identity, trust: &Trust, at: Cursor) -> Brief {
     sealed(brief, trust, at)
 }
 
-/// UDP ports travel with the pod's interception rules, not with the brief. A partner without a scope is not trusted now,
-/// so no port lists it.
+/// UDP ports travel with the pod's interception rules, not with the brief. No port lists a partner without a scope.
 fn port(port: &ServerPort, partners: &[Scope]) -> Option<Port> {
-    let ServerPort { name, port, target_port, mode, allow } = port;
+    let ServerPort { name, port, target_port, mode, allow, server_tls } = port;
     let (name, mut allow) = (name.clone(), allow.clone());
     allow.partners.retain(|entry| partners.iter().any(|scope| scope.id == partner_scope(&entry.name)));
-    Some(Port { name, port: *port, target_port: *target_port, mode: (*mode)?, allow, server_tls: None })
+    Some(Port { name, port: *port, target_port: *target_port, mode: (*mode)?, allow, server_tls: server_tls.clone() })
 }
 
 /// Gives the brief the scope that everybody has and its cursor: the revision, and the hash of everything else.

@@ -22,6 +22,7 @@ mod world;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use authorities::{Coming, Lists};
 pub use news::{News, news};
@@ -95,10 +96,10 @@ pub enum Step {
         /// What it is made for.
         fingerprint: String,
     },
-    /// Keep a server's object until all that it held is taken back, or let it go.
+    /// Keep the object of a server or a partner until all that it held is taken back, or let it go.
     Hold {
-        /// Which server.
-        key: ServerKey,
+        /// Which object.
+        key: Key,
         /// The resourceVersion that it was planned on.
         version: Option<String>,
         /// The finalizers that it has now.
@@ -214,33 +215,39 @@ pub fn plan(topology: &Topology, problems: &[(Key, Problem)], world: &World, now
     plan
 }
 
-/// A server's object stays until all that it held is taken back, written down and published.
+/// A server's object stays until all that it held is taken back, written down and published; a partner's until no
+/// sidecar that can be reached trusts it.
 const FINALIZER: &str = "entente.dev/withdrawal";
 
 fn holds(topology: &Topology, world: &World, turns: &Turns<'_>, plan: &mut Plan) {
+    let turn = |namespace: &str| {
+        let label = world.declared.namespaces.get(namespace).cloned().flatten();
+        label.and_then(|name| turns.get(name.as_str()))
+    };
     for object in &world.declared.servers {
         let key = ServerKey::of(object);
-        let meta = &object.metadata;
-        let mut finalizers = meta.finalizers.clone().unwrap_or_default();
-        let held = finalizers.iter().any(|name| name == FINALIZER);
-        let changed = match &meta.deletion_timestamp {
-            None if !held && topology.server(&key).is_some() => {
-                finalizers.push(FINALIZER.to_owned());
-                true
-            }
-            Some(_) if held => {
-                let label = world.declared.namespaces.get(&key.namespace).cloned().flatten();
-                let turn = label.and_then(|name| turns.get(name.as_str()));
-                let may_go = authorities::may_go(&key, world, turn);
-                finalizers.retain(|name| name != FINALIZER);
-                may_go
-            }
-            None | Some(_) => false,
-        };
-        if changed {
-            plan.steps.push(Step::Hold { key, version: meta.resource_version.clone(), finalizers });
-        }
+        let (known, may_go) =
+            (topology.server(&key).is_some(), || authorities::may_go(&key, world, turn(&key.namespace)));
+        plan.steps.extend(hold(Key::Server(key.clone()), &object.metadata, known, may_go));
     }
+    for object in &world.declared.partners {
+        let key = PartnerKey::of(object);
+        let (known, may_go) =
+            (topology.partner(&key).is_some(), || partners::may_go(&key, topology, turn(&key.namespace)));
+        plan.steps.extend(hold(Key::Partner(key.clone()), &object.metadata, known, may_go));
+    }
+}
+
+/// Holds an object that is known, and lets one go that is being deleted and `may_go`.
+fn hold(key: Key, meta: &ObjectMeta, known: bool, may_go: impl FnOnce() -> bool) -> Option<Step> {
+    let mut finalizers = meta.finalizers.clone().unwrap_or_default();
+    let held = finalizers.iter().any(|name| name == FINALIZER);
+    match &meta.deletion_timestamp {
+        None if !held && known => finalizers.push(FINALIZER.to_owned()),
+        Some(_) if held && may_go() => finalizers.retain(|name| name != FINALIZER),
+        None | Some(_) => return None,
+    }
+    Some(Step::Hold { key, version: meta.resource_version.clone(), finalizers })
 }
 
 /// Where briefs of a domain stand: the revision that was published of exactly what this topology holds.

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use super::{Plan, Step, World};
+use super::{Plan, Step, Turn, World};
 use crate::{
     api::Role,
-    brief::{Mode, PartnerNames, Scope, ScopeNames, partner_scope},
+    brief::{Mode, PartnerLink, PartnerNames, PartnerStanding, Scope, ScopeNames, partner_scope},
     pki::bundle::Bundle,
     topology::{Domain, Partner, PartnerKey, Server, Topology},
 };
@@ -16,47 +16,103 @@ use crate::{
 /// Name of the ConfigMap with the roots of a namespace's partners.
 pub const NAME: &str = "entente-partners";
 
-/// The scopes of the partners that ports of `server` list, as far as they are trusted now.
-pub fn scopes(topology: &Topology, server: &Server, now: Timestamp) -> Vec<Scope> {
-    if server.role != Role::Edge {
-        return vec![];
-    }
+/// All that the sidecars of one server are told of partners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Federation {
+    /// Whom they trust, for what.
+    pub scopes: Vec<Scope>,
+    /// How they deal with them: a link for each scope.
+    pub links: Vec<PartnerLink>,
+}
+
+/// What the sidecars of `server` are told of partners: an Edge server of those that a port of it lists, and of those
+/// that it may call; every other server of none. One that is not trusted now has no anchors.
+pub fn told(topology: &Topology, server: &Server, now: Timestamp) -> Federation {
+    let (scopes, links) = met(topology, server).map(|partner| (scope(partner, now), link(partner, now))).unzip();
+    Federation { scopes, links }
+}
+
+fn met<'a>(topology: &'a Topology, server: &'a Server) -> impl Iterator<Item = &'a Partner> {
     // A port of another mode knows no caller, and a sidecar refuses a scope that serves nobody.
     let ports = server.ports.iter().filter(|port| port.mode == Some(Mode::MutualTls));
     let entries = ports.flat_map(|port| &port.allow.partners);
     let listed: BTreeSet<&str> = entries.map(|entry| entry.name.as_str()).collect();
-    let key = |name: &str| PartnerKey { namespace: server.key.namespace.clone(), name: name.to_owned() };
-    listed.into_iter().filter_map(|name| scope(topology.partner(&key(name))?, now)).collect()
-}
-
-fn scope(partner: &Partner, now: Timestamp) -> Option<Scope> {
-    let anchors: Vec<String> = partner.anchors(now).map(|root| root.pem.clone()).collect();
-    let trusted = partner.is_trusted(now) && !anchors.is_empty();
-    trusted.then(|| Scope {
-        id: partner_scope(&partner.key.name),
-        names: ScopeNames::Partner(partner.names.clone()),
-        anchors,
-        issuers: vec![],
-        revocation: None,
+    let here = topology.partners().filter(|partner| partner.key.namespace == server.key.namespace);
+    here.filter(move |partner| {
+        server.role == Role::Edge && (listed.contains(partner.key.name.as_str()) || !partner.edges.is_empty())
     })
 }
 
-/// What two answers of [`scopes`] both say: while a change waits to be published, what it takes away is taken away at
-/// once, and what it adds is not there yet.
-pub fn common(published: Vec<Scope>, now: &[Scope]) -> Vec<Scope> {
-    let both = |scope: Scope| {
-        let other = now.iter().find(|other| other.id == scope.id)?;
-        let (ScopeNames::Partner(names), ScopeNames::Partner(also)) = (&scope.names, &other.names) else { return None };
-        let names = PartnerNames {
-            domains: shared(&names.domains, &also.domains)?,
-            server_names: narrower(&names.server_names, &also.server_names)?,
-            public_key_pins: narrower(&names.public_key_pins, &also.public_key_pins)?,
-            trust_domain: names.trust_domain.clone().filter(|own| also.trust_domain.as_ref() == Some(own)),
-            web: names.web && also.web,
-        };
-        Some(Scope { names: ScopeNames::Partner(names), anchors: shared(&scope.anchors, &other.anchors)?, ..scope })
+/// The Secrets with certificates that sidecars of `server` present to partners, by the partner's name.
+pub fn presented(topology: &Topology, server: &Server) -> BTreeMap<String, String> {
+    let secret = |partner: &Partner| Some((partner.key.name.clone(), partner.present_secret.clone()?));
+    met(topology, server).filter_map(secret).collect()
+}
+
+fn scope(partner: &Partner, now: Timestamp) -> Scope {
+    let trusted = partner.standing(now) == PartnerStanding::Active;
+    Scope {
+        id: partner_scope(&partner.key.name),
+        names: ScopeNames::Partner(partner.names.clone()),
+        anchors: partner.anchors(now).filter(|_| trusted).map(|root| root.pem.clone()).collect(),
+        issuers: vec![],
+        revocation: None,
+    }
+}
+
+fn link(partner: &Partner, now: Timestamp) -> PartnerLink {
+    PartnerLink {
+        name: partner.key.name.clone(),
+        standing: partner.standing(now),
+        edges: partner.edges.clone(),
+        tls12: partner.tls12,
+        presents: partner.present_secret.is_some(),
+        max_connections: u32::try_from(partner.limits.max_connections).unwrap_or_default(),
+        handshakes_per_second: u32::try_from(partner.limits.handshakes_per_second).unwrap_or_default(),
+    }
+}
+
+/// What two answers of [`told`] both say: while a change waits to be published, what it takes away is taken away at
+/// once, and what it adds is not there yet. `listed` are the partners that ports still list.
+pub fn common(published: Federation, now: &Federation, server: &Server) -> Federation {
+    let mut both = Federation::default();
+    for (scope, link) in published.scopes.into_iter().zip(published.links) {
+        let then = now.scopes.iter().zip(&now.links).find(|(other, _)| other.id == scope.id);
+        let Some((other, also)) = then else { continue };
+        let link = narrower_link(link, also);
+        let listed = server.ports.iter().any(|port| port.allow.partner(&link.name).is_some());
+        // A sidecar refuses a scope that serves nobody.
+        let scope = narrower_scope(scope, other).filter(|_| listed || !link.edges.is_empty());
+        if let Some(scope) = scope {
+            both.scopes.push(scope);
+            both.links.push(link);
+        }
+    }
+    both
+}
+
+fn narrower_scope(scope: Scope, other: &Scope) -> Option<Scope> {
+    let (ScopeNames::Partner(names), ScopeNames::Partner(also)) = (&scope.names, &other.names) else { return None };
+    let names = PartnerNames {
+        domains: shared(&names.domains, &also.domains)?,
+        server_names: narrower(&names.server_names, &also.server_names)?,
+        public_key_pins: narrower(&names.public_key_pins, &also.public_key_pins)?,
+        trust_domain: names.trust_domain.clone().filter(|own| also.trust_domain.as_ref() == Some(own)),
+        web: names.web && also.web,
     };
-    published.into_iter().filter_map(both).collect()
+    let anchors = shared(&scope.anchors, &other.anchors).unwrap_or_default();
+    Some(Scope { names: ScopeNames::Partner(names), anchors, ..scope })
+}
+
+fn narrower_link(link: PartnerLink, also: &PartnerLink) -> PartnerLink {
+    PartnerLink {
+        standing: if also.standing == PartnerStanding::Active { link.standing } else { also.standing },
+        edges: shared(&link.edges, &also.edges).unwrap_or_default(),
+        tls12: link.tls12 && also.tls12,
+        max_connections: link.max_connections.min(also.max_connections),
+        handshakes_per_second: link.handshakes_per_second.min(also.handshakes_per_second),
+        ..link
+    }
 }
 
 /// What is in both; `None` = nothing.
@@ -73,11 +129,25 @@ fn narrower<T: Clone + PartialEq>(one: &[T], other: &[T]) -> Option<Vec<T>> {
     }
 }
 
+/// Whether a partner that is being deleted may go: no sidecar that can be reached has it in force any more. Nobody waits
+/// for one that cannot be reached, so that no deletion hangs; it cuts the partner as soon as it hears of it.
+pub(super) fn may_go(key: &PartnerKey, topology: &Topology, turn: Option<&Turn<'_>>) -> bool {
+    let Some(turn) = turn else { return true };
+    let here = topology.servers().filter(|server| server.key.namespace == key.namespace && server.role == Role::Edge);
+    here.filter_map(|server| turn.survey.get(&server.key)).all(|pods| {
+        let waiting = pods.all.len() - pods.bare.len() - pods.foreign_account.len() - pods.disconnected.len();
+        pods.current >= waiting
+    })
+}
+
 /// What ConfigMap `entente-partners` of a namespace holds; nothing = there is none.
 fn data(topology: &Topology, namespace: &str, now: Timestamp) -> BTreeMap<String, String> {
     let here = topology.partners().filter(|partner| partner.key.namespace == namespace);
     let one = |partner: &Partner| {
-        let scope = scope(partner, now)?;
+        let scope = scope(partner, now);
+        if scope.anchors.is_empty() {
+            return None;
+        }
         let roots = Bundle::of(scope.anchors.iter().map(String::as_str)).render();
         Some((format!("{}.crt", partner.key.name), roots))
     };

@@ -7,7 +7,8 @@ use std::{
 
 use crate::{
     brief::{Mode, PUSHED_ROUTES, Route, RouteCursor, RouteDelta},
-    topology::{Server, Topology},
+    identity::DnsName,
+    topology::{Server, ServerKey, Topology},
 };
 
 /// Removals that are remembered; a proxy that missed more starts afresh.
@@ -28,6 +29,8 @@ pub struct RouteTable {
 pub struct Asked<'a> {
     /// Addresses that it dials now.
     pub ask: &'a [IpAddr],
+    /// Names that its application asks for now.
+    pub names: &'a [DnsName],
     /// Addresses that it still uses.
     pub keep: &'a [IpAddr],
     /// Pods whose own addresses it needs.
@@ -37,10 +40,13 @@ pub struct Asked<'a> {
 /// The addresses of `domain`'s servers: its pods with a sidecar, and its Services.
 pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
     let mut routes = BTreeMap::new();
+    let mut names = BTreeMap::<&ServerKey, Vec<DnsName>>::new();
     let server = |key| topology.server(key).filter(|server| server.domain == domain);
     for (key, addresses, ports) in topology.services() {
         let Some(server) = server(key) else { continue };
-        routes.extend(addresses.iter().map(|address| (*address, route(*address, server, None, ports.clone()))));
+        let names = names.entry(key).or_insert_with(|| topology.names_of_server(server).into_iter().collect());
+        let one = |address: &IpAddr| (*address, route(*address, (server, names), None, ports.clone()));
+        routes.extend(addresses.iter().map(one));
     }
     for (key, pod) in topology.pods() {
         let Some(server) = server(key) else { continue };
@@ -49,6 +55,7 @@ pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
         if !proves_itself || pod.service_account != server.service_account {
             continue;
         }
+        let names: Vec<DnsName> = topology.names_of(server, pod).into_iter().collect();
         let ports: BTreeMap<u16, Mode> = server
             .ports
             .iter()
@@ -58,16 +65,21 @@ pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
         for address in &pod.addresses {
             // An address that is used again belongs to the pod that lives.
             if !pod.ending || !routes.contains_key(address) {
-                routes.insert(*address, route(*address, server, Some(pod.uid.clone()), ports.clone()));
+                routes.insert(*address, route(*address, (server, &names), Some(pod.uid.clone()), ports.clone()));
             }
         }
     }
     routes
 }
 
-fn route(address: IpAddr, server: &Server, pod: Option<String>, ports: BTreeMap<u16, Mode>) -> Route {
+fn route(
+    address: IpAddr,
+    (server, names): (&Server, &[DnsName]),
+    pod: Option<String>,
+    ports: BTreeMap<u16, Mode>,
+) -> Route {
     let sidecar = server.secret_name.is_none();
-    Route { address, server: server.id.clone(), names: vec![], pod: pod.filter(|_| sidecar), sidecar, ports }
+    Route { address, server: server.id.clone(), names: names.to_vec(), pod: pod.filter(|_| sidecar), sidecar, ports }
 }
 
 impl RouteTable {
@@ -111,15 +123,16 @@ impl RouteTable {
     pub fn since(&self, after: Option<RouteCursor>, asked: &Asked<'_>) -> Option<RouteDelta> {
         let known = after.filter(|cursor| cursor.epoch == self.cursor.epoch && cursor.version >= self.floor);
         let on_demand = self.routes.len() > PUSHED_ROUTES;
-        let of_pods = if on_demand { self.of_pods(asked.pods) } else { BTreeSet::new() };
-        // A pod that is not here is no news.
-        if known == Some(self.cursor) && asked.ask.is_empty() && of_pods.is_empty() {
+        let mut also = if on_demand { self.of_pods(asked.pods) } else { BTreeSet::new() };
+        // A pod that is not here is no news; that a name is nobody's is an answer.
+        if known == Some(self.cursor) && asked.ask.is_empty() && asked.names.is_empty() && also.is_empty() {
             return None;
         }
+        also.extend(if on_demand { self.of_names(asked.names) } else { BTreeSet::new() });
         let mut delta = RouteDelta { cursor: self.cursor, reset: known.is_none(), on_demand, ..RouteDelta::default() };
         let since = known.map_or(0, |cursor| cursor.version);
         if on_demand {
-            self.asked(&mut delta, since, asked, of_pods);
+            self.asked(&mut delta, since, asked, also);
         } else {
             delta.put = self.routes.values().filter(|(at, _)| *at > since).map(|(_, route)| route.clone()).collect();
             let gone = self.removed.iter().filter(|(at, address)| *at > since && !self.routes.contains_key(address));
@@ -139,9 +152,17 @@ impl RouteTable {
         routes.filter(|(_, (_, route))| of(route)).map(|(address, _)| *address).collect()
     }
 
-    fn asked(&self, delta: &mut RouteDelta, since: u64, asked: &Asked<'_>, of_pods: BTreeSet<IpAddr>) {
+    /// The addresses that these names may lead to.
+    fn of_names(&self, names: &[DnsName]) -> BTreeSet<IpAddr> {
+        let names: BTreeSet<&DnsName> = names.iter().take(PUSHED_ROUTES).collect();
+        let leads = |route: &Route| route.names.iter().any(|name| names.contains(name));
+        let routes = self.routes.iter().filter(|_| !names.is_empty());
+        routes.filter(|(_, (_, route))| leads(route)).map(|(address, _)| *address).take(PUSHED_ROUTES).collect()
+    }
+
+    fn asked(&self, delta: &mut RouteDelta, since: u64, asked: &Asked<'_>, also: BTreeSet<IpAddr>) {
         let mut ask: BTreeSet<IpAddr> = asked.ask.iter().copied().take(PUSHED_ROUTES).collect();
-        ask.extend(of_pods);
+        ask.extend(also);
         let keep: BTreeSet<IpAddr> = asked.keep.iter().copied().take(PUSHED_ROUTES).collect();
         for address in ask.union(&keep) {
             match self.routes.get(address) {
@@ -220,6 +241,22 @@ mod tests {
         table.update([sample(1, "a")].into());
         assert_eq!(table.since(Some(cursor), &Asked::default()), None);
         assert!(table.since(Some(RouteCursor { epoch: 2, ..cursor }), &Asked::default()).unwrap().reset);
+    }
+
+    #[test]
+    fn of_a_large_table_a_name_is_told_with_every_address_that_it_may_lead_to() {
+        let mut table = RouteTable::new(1);
+        let name = |text: &str| DnsName::parse(text).unwrap();
+        let mut routes: BTreeMap<_, _> = (0..3_000).map(|address| sample(address, "a")).collect();
+        for (index, route) in routes.values_mut().enumerate() {
+            route.names = vec![name(if index < 2 { "a.contoso.example" } else { "b.contoso.example" })];
+        }
+        table.update(routes);
+        let cursor = table.since(None, &Asked::default()).unwrap().cursor;
+        let told = |asked: &str| table.since(Some(cursor), &Asked { names: &[name(asked)], ..Asked::default() });
+        assert_eq!(told("a.contoso.example").unwrap().put.len(), 2);
+        assert_eq!(told("b.contoso.example").unwrap().put.len(), PUSHED_ROUTES, "as many as are ever pushed");
+        assert_eq!(told("c.contoso.example").unwrap().put, vec![], "nobody's is an answer");
     }
 
     #[test]

@@ -44,6 +44,8 @@ pub struct Injection<'a> {
     pub server: &'a str,
     /// The Secret with the certificate that ServerTLS ports show.
     pub server_certificate: Option<&'a str>,
+    /// The Secrets with certificates that are presented to partners, by the partner's name.
+    pub presented: &'a BTreeMap<String, String>,
     /// UDP ports that the server declares.
     pub udp_ports: &'a [u16],
     /// Seconds that open connections are given when the pod ends.

@@ -63,7 +63,7 @@ fn pods<'a>(
 ) -> Pods<'a> {
     let mut pods = Pods::default();
     let at = published(topology, world, &server.domain);
-    let partners = partners::scopes(topology, server, now);
+    let partners = partners::told(topology, server, now);
     for pod in topology.pods_of(&server.key).filter(|pod| !pod.ending) {
         if server.secret_name.is_some() {
             // Its software holds the key; there is no sidecar to speak of.

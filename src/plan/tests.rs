@@ -131,8 +131,16 @@ pub(super) fn settle(world: &mut World, now: Timestamp) -> Plan {
                 Step::DeletePartners { namespace } => drop(world.partner_bundles.remove(&namespace)),
                 Step::WriteBundle { namespace, data, .. } => drop(world.bundles.insert(namespace, data)),
                 Step::Hold { key, finalizers, .. } => {
-                    let same = |one: &&mut TrustedServer| one.metadata.name.as_ref() == Some(&key.name);
-                    world.declared.servers.iter_mut().find(same).unwrap().metadata.finalizers = Some(finalizers);
+                    let servers = world.declared.servers.iter_mut().map(|one| {
+                        let key = Key::Server(ServerKey::of(one));
+                        (key, &mut one.metadata)
+                    });
+                    let partners = world.declared.partners.iter_mut().map(|one| {
+                        let key = Key::Partner(PartnerKey::of(one));
+                        (key, &mut one.metadata)
+                    });
+                    let held = servers.chain(partners).find(|(own, _)| *own == key).unwrap().1;
+                    held.finalizers = Some(finalizers);
                 }
                 Step::Revoke { ledger, marks, .. } => {
                     let seen = world.ledgers.get_mut(&ledger).unwrap();
@@ -197,7 +205,7 @@ pub(super) fn follow(world: &mut World, app: &str, now: Timestamp) {
     let revision = published(&topology, world, "contoso").unwrap();
     let taken = withdrawals(&topology, world, topology.domain("contoso").unwrap(), now);
     let trust = Trust::of(usable(world, "contoso"), &taken, &topology, Some(server));
-    let partners = partners::scopes(&topology, server, now);
+    let partners = partners::told(&topology, server, now);
     let brief = briefs::brief_of(&topology, server, pod, (&trust, &partners), revision);
     let seen = ProxySeen {
         cursor: Some(brief.cursor),
@@ -310,12 +318,24 @@ fn a_brief_says_what_its_server_declares_and_a_withdrawn_one_admits_nobody() {
     let world = world(vec![server("web", ports), server("api", "[]")], vec![pod("web")]);
     let (topology, _) = Topology::resolve(&world.declared);
     let (web, pod) = topology.pod("pod-web").unwrap();
-    let brief = briefs::brief_of(&topology, web, pod, (&trust(&topology, &world), &[]), revision(7));
+    let brief = briefs::brief_of(
+        &topology,
+        web,
+        pod,
+        (&trust(&topology, &world), &partners::Federation::default()),
+        revision(7),
+    );
     assert_eq!((brief.cursor.revision, brief.ports.len()), (7, 1), "UDP is no port of the proxy");
     let allowed: Vec<&str> = brief.ports[0].allow.servers.iter().map(|one| one.id.server()).collect();
     assert_eq!(allowed, ["api", "web"]);
     assert_eq!(brief.scope("internal").unwrap().anchors.len(), 1);
-    let later = briefs::brief_of(&topology, web, pod, (&trust(&topology, &world), &[]), revision(8));
+    let later = briefs::brief_of(
+        &topology,
+        web,
+        pod,
+        (&trust(&topology, &world), &partners::Federation::default()),
+        revision(8),
+    );
     assert_eq!(later.cursor.hash, brief.cursor.hash, "the hash does not move with the revision");
     let identity = Identity {
         id: web.id.clone(),

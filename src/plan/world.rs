@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::secrets::SecretSeen;
 use crate::{
     api::TrustDomain,
-    brief::Cursor,
+    brief::{Cursor, PartnerContact},
     identity::{DnsName, SpiffeId},
     pki::{
         self,
@@ -171,4 +171,6 @@ pub struct ProxySeen {
     pub leaf_not_after: Option<Timestamp>,
     /// Open connections that it cut because of a revocation, since its start, by the identity that lost them.
     pub cut: BTreeMap<SpiffeId, u64>,
+    /// Its last contact with each partner, by the partner's name.
+    pub contacts: BTreeMap<String, PartnerContact>,
 }

@@ -1,5 +1,6 @@
 //! The interception rules: every TCP connection goes through the proxy, what is asked of the pod's resolvers through its
-//! DNS guard, and everything else is dropped but declared UDP ports. The rules live in the pod's network namespace and need no process: a dead proxy means refused.
+//! DNS guard, and everything else is dropped but declared UDP ports. The rules live in the pod's network namespace and
+//! need no process: a dead proxy means refused.
 
 use std::{
     fmt::Write,
@@ -109,15 +110,17 @@ fn filter_out(udp_ports: &[u16], resolvers: &[IpAddr]) -> String {
          \x20   ip daddr 127.0.0.1 tcp dport {{ {OUTBOUND_PORT}, {DNS_PORT} }} accept\n\
          \x20   ip6 daddr ::1 tcp dport {{ {OUTBOUND_PORT}, {DNS_PORT} }} accept\n\
          \x20   ip daddr 127.0.0.1 udp dport {DNS_PORT} accept\n\
-         \x20   ip6 daddr ::1 udp dport {DNS_PORT} accept\n\
-         \x20   ct state established,related accept\n"
+         \x20   ip6 daddr ::1 udp dport {DNS_PORT} accept\n"
     );
     for (family, addresses) in by_family(resolvers) {
         if !addresses.is_empty() {
             let (addresses, proxy) = (list(&addresses), format!("meta skuid {UID} meta skgid {UID}"));
             let _ = writeln!(chain, "    {family} daddr {{ {addresses} }} udp dport {DNS} {proxy} accept");
+            // Before what is established: conntrack may remember a question of the proxy's with the same numbers.
+            let _ = writeln!(chain, "    {family} daddr {{ {addresses} }} udp dport {DNS} drop");
         }
     }
+    let _ = writeln!(chain, "    ct state established,related accept");
     if !udp_ports.is_empty() {
         let _ = writeln!(chain, "    udp sport {{ {0} }} accept\n    udp dport {{ {0} }} accept", list(udp_ports));
     }
@@ -283,7 +286,9 @@ mod tests {
             "ip daddr 127.0.0.1 udp dport 15053 accept",
             "ip6 daddr ::1 udp dport 15053 accept",
             "ip daddr { 10.96.0.10 } udp dport 53 meta skuid 5061 meta skgid 5061 accept",
+            "ip daddr { 10.96.0.10 } udp dport 53 drop",
             "ip6 daddr { fd00::a } udp dport 53 meta skuid 5061 meta skgid 5061 accept",
+            "ip6 daddr { fd00::a } udp dport 53 drop",
             "udp sport { 5060, 3478 } accept",
             "udp dport { 5060, 3478 } accept",
             "udp dport { 5060, 3478 } accept",

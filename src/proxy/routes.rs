@@ -31,11 +31,13 @@ const ASK: Duration = Duration::from_secs(2);
 const NEWS: Duration = Duration::from_secs(1);
 /// How long an on-demand route is kept after its last use.
 const KEEP: Duration = Duration::from_secs(600);
-/// Addresses asked for in one sync, and remembered as asked.
+/// Addresses remembered as asked.
 const MAX_ASKED: usize = 1024;
+/// And asked for in one sync, which has a bound of bytes.
+const ADDRESSES_AT_ONCE: usize = 256;
 /// Names remembered as asked.
 const MAX_NAMES: usize = 1024;
-/// And asked for in one sync, which has a bound of bytes.
+/// And asked for in one sync.
 const NAMES_AT_ONCE: usize = 64;
 
 /// The controller did not answer about a name in time, nor ever before.
@@ -155,7 +157,7 @@ impl Routes {
 
     /// Addresses to ask for now.
     pub(super) fn ask(&self) -> Vec<IpAddr> {
-        self.addresses.waiting(MAX_ASKED)
+        self.addresses.waiting(ADDRESSES_AT_ONCE)
     }
 
     /// Names to ask for now.

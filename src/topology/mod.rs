@@ -3,6 +3,7 @@
 //! Resolving never fails as a whole. One bad object gets its problems and loses only what is wrong about it; two
 //! objects that claim the same thing are settled by age: the older keeps it.
 
+mod egress;
 pub mod facts;
 mod names;
 mod partners;
@@ -17,15 +18,16 @@ use std::{
     net::IpAddr,
 };
 
-use ipnet::IpNet;
 use jiff::Timestamp;
 
 pub use problem::Problem;
 pub use selector::Selector;
 
 use crate::{
-    api::{FederationPartner, PartnerState, ProxyResources, Role, RotationSpec, TrustDomain, TrustedServer},
-    brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, PartnerNames, Standing},
+    api::{
+        FederationPartner, PartnerLimits, PartnerState, ProxyResources, Role, RotationSpec, TrustDomain, TrustedServer,
+    },
+    brief::{Allow, Egress, Mode, OnPeerExpiry, PartnerEdge, PartnerNames, PartnerStanding, ServerTls, Standing},
     identity::{DnsName, SpiffeId},
     pki::{authority::Serial, ledger::Owner, roots::Root},
 };
@@ -153,8 +155,11 @@ pub struct Topology {
     /// Servers of a namespace, oldest first.
     by_age: BTreeMap<String, Vec<ServerKey>>,
     pods: BTreeMap<String, (ServerKey, PodFacts)>,
-    services: Vec<(ServerKey, ServiceFacts, BTreeMap<u16, Mode>)>,
+    services: BTreeMap<ServerKey, Vec<OwnService>>,
 }
+
+/// A Service whose pods are one server's, and the ports of it that may be dialled.
+type OwnService = (ServiceFacts, BTreeMap<u16, Mode>);
 
 /// A trust domain.
 #[derive(Clone, Debug, PartialEq)]
@@ -234,9 +239,7 @@ pub struct Server {
     /// Its ports.
     pub ports: Vec<ServerPort>,
     /// What it may call beside the topology.
-    pub egress: Vec<EgressNetwork>,
-    /// Whether it may call everything that is not declared.
-    pub unrestricted: bool,
+    pub egress: Egress,
     /// Seconds to drain.
     pub drain_seconds: u32,
     /// Requests and limits of its sidecars.
@@ -250,7 +253,7 @@ impl Server {
     }
 }
 
-/// Another organisation that may call Edge servers of its namespace.
+/// Another organisation that Edge servers of its namespace may meet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Partner {
     /// Which object.
@@ -263,6 +266,14 @@ pub struct Partner {
     pub state: PartnerState,
     /// Whom it may speak for.
     pub names: PartnerNames,
+    /// Where it may be called.
+    pub edges: Vec<PartnerEdge>,
+    /// Whether TLS 1.2 is spoken with it.
+    pub tls12: bool,
+    /// The Secret with the certificate that it is shown instead of our own.
+    pub present_secret: Option<String>,
+    /// What it may ask of one sidecar.
+    pub limits: PartnerLimits,
     /// Its roots, the first to end in front; also those that have ended.
     pub roots: Vec<Root>,
     /// The end of the contract.
@@ -271,8 +282,12 @@ pub struct Partner {
 
 impl Partner {
     /// Whether it is trusted at all.
-    pub fn is_trusted(&self, now: Timestamp) -> bool {
-        self.state == PartnerState::Active && self.valid_until.is_none_or(|end| now < end)
+    pub fn standing(&self, now: Timestamp) -> PartnerStanding {
+        match self.state {
+            PartnerState::Suspended => PartnerStanding::Suspended,
+            PartnerState::Active if self.valid_until.is_some_and(|end| end <= now) => PartnerStanding::Expired,
+            PartnerState::Active => PartnerStanding::Active,
+        }
     }
 
     /// The roots that have not ended.
@@ -294,6 +309,8 @@ pub struct ServerPort {
     pub mode: Option<Mode>,
     /// Who may call.
     pub allow: Allow,
+    /// How clients are met, where the server alone proves itself.
+    pub server_tls: Option<ServerTls>,
 }
 
 /// Why a pod gets no certificate, or not yet.
@@ -415,7 +432,8 @@ impl Topology {
 
     /// Service addresses that lead to one server: the server, the addresses, and the ports that may be dialled.
     pub fn services(&self) -> impl Iterator<Item = (&ServerKey, &BTreeSet<IpAddr>, &BTreeMap<u16, Mode>)> {
-        self.services.iter().map(|(key, service, ports)| (key, &service.addresses, ports))
+        let all = self.services.iter().flat_map(|(key, services)| services.iter().map(move |one| (key, one)));
+        all.map(|(key, (service, ports))| (key, &service.addresses, ports))
     }
 
     /// The DNS names that the leaf of `pod` carries.
@@ -427,11 +445,6 @@ impl Topology {
     pub fn names_of_server(&self, server: &Server) -> BTreeSet<DnsName> {
         names::of_server(self, server)
     }
-}
-
-/// A network of one address.
-fn host(address: IpAddr) -> IpNet {
-    IpNet::from(address)
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ const MAX_CLUSTER_NAMES: usize = 64;
 
 pub(super) fn of_server(topology: &Topology, server: &Server) -> BTreeSet<DnsName> {
     let Some(domain) = topology.domain(&server.domain) else { return server.names.clone() };
-    let services = topology.services.iter().filter(|(key, ..)| *key == server.key);
-    let cluster = services.flat_map(|(_, service, _)| {
+    let services = topology.services.get(&server.key).into_iter().flatten();
+    let cluster = services.flat_map(|(service, _)| {
         let short = format!("{}.{}.svc", service.name, service.namespace);
         [format!("{short}.{}", domain.cluster_domain), short]
     });
@@ -23,7 +23,8 @@ pub(super) fn of_server(topology: &Topology, server: &Server) -> BTreeSet<DnsNam
 pub(super) fn of_pod(topology: &Topology, server: &Server, pod: &PodFacts) -> BTreeSet<DnsName> {
     let mut names = of_server(topology, server);
     let Some((hostname, subdomain)) = &pod.member else { return names };
-    let governed = topology.services.iter().any(|(key, service, _)| *key == server.key && service.name == *subdomain);
+    let own = topology.services.get(&server.key).map(Vec::as_slice).unwrap_or_default();
+    let governed = own.iter().any(|(service, _)| service.name == *subdomain);
     if let (true, Some(domain)) = (governed, topology.domain(&server.domain)) {
         let short = format!("{hostname}.{subdomain}.{}.svc", pod.namespace);
         let long = format!("{short}.{}", domain.cluster_domain);

@@ -1,7 +1,7 @@
 //! Partners: other organisations, each resolved for itself. One loses only what is wrong about it; what nothing is left
 //! of is not there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 
@@ -10,11 +10,16 @@ use super::{
     resolve::{Problems, not_joined, seniority},
 };
 use crate::{
-    api::FederationPartner,
-    brief::PartnerNames,
+    api::{self, FederationPartner, MinTlsVersion},
+    brief::{PartnerEdge, PartnerNames},
     identity::DnsName,
     pki::roots::{self, Root, RootError},
 };
+
+/// Partners of one namespace: a brief tells of all of them where a port lists all.
+const MAX_PARTNERS: usize = crate::pki::verify::MAX_PARTNERS;
+/// Bytes of their roots and lists, in all: they must fit into one answer to a sidecar, with everything else.
+const MAX_TRUST: usize = 2 * 1024 * 1024;
 
 /// Adds every partner that is accepted, oldest first: what two claim, the older one keeps.
 pub(super) fn partners(declared: &Declared, topology: &mut Topology, problems: &mut Problems) {
@@ -23,11 +28,19 @@ pub(super) fn partners(declared: &Declared, topology: &mut Topology, problems: &
     sorted.sort_by_key(|partner| {
         seniority(&partner.metadata, partner.status.as_ref().map(|status| status.conditions.as_slice()))
     });
+    let mut taken = BTreeMap::<String, (usize, usize)>::new();
     for object in sorted {
         let key = PartnerKey::of(object);
         let mut own = vec![];
         if let Some(partner) = partner(object, &key, declared, topology, &mut own) {
-            topology.partners.insert(key.clone(), partner);
+            let (count, bytes) = taken.entry(key.namespace.clone()).or_default();
+            let size = partner.roots.iter().map(|root| root.pem.len()).sum::<usize>();
+            if *count < MAX_PARTNERS && *bytes + size <= MAX_TRUST {
+                (*count, *bytes) = (*count + 1, *bytes + size);
+                topology.partners.insert(key.clone(), partner);
+            } else {
+                own.push(Problem::TooManyPartners { most: MAX_PARTNERS, bytes: MAX_TRUST });
+            }
         }
         problems.extend(own.into_iter().map(|problem| (Key::Partner(key.clone()), problem)));
     }
@@ -68,6 +81,12 @@ fn partner(
     if domains.is_empty() || roots.is_empty() {
         return None;
     }
+    let edge = |edge: &api::PartnerEdge| {
+        let host = DnsName::parse(&edge.host).ok()?;
+        let within = domains.iter().any(|domain| host.is_within(domain));
+        Some(PartnerEdge { host, port: u16::try_from(edge.port).ok()? }).filter(|_| within)
+    };
+    let edges = spec.edges.iter().filter_map(edge).collect();
     Some(Partner {
         key: key.clone(),
         uid: object.metadata.uid.clone().unwrap_or_default(),
@@ -80,6 +99,10 @@ fn partner(
             trust_domain: None,
             web: false,
         },
+        edges,
+        tls12: spec.min_tls_version == MinTlsVersion::Tls12,
+        present_secret: Some(spec.present_secret_name.clone()).filter(|name| !name.is_empty()),
+        limits: spec.limits.clone(),
         roots,
         valid_until: spec.valid_until.as_ref().map(|time| time.0),
     })

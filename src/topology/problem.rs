@@ -121,6 +121,24 @@ pub enum Problem {
     /// `outbound.extra` names a Service that does not exist.
     #[error("outbound.extra: Service {0} does not exist")]
     UnknownService(String),
+    /// `outbound.extra` names a declared server as if it were none.
+    #[error("outbound.extra: host {name} is a name of server {server}; it is called as that server's allowFrom says")]
+    HostIsDeclared {
+        /// The name.
+        name: DnsName,
+        /// Whose it is.
+        server: String,
+    },
+    /// More partners, or more of their trust, than sidecars are told.
+    #[error(
+        "the partners of a namespace are at most {most}, and their roots and lists together at most {bytes} bytes; the older ones keep their place"
+    )]
+    TooManyPartners {
+        /// Partners of one namespace.
+        most: usize,
+        /// Bytes of their trust.
+        bytes: usize,
+    },
     /// A Service port that leads to no declared port.
     #[error(
         "Service {service}: port {port} leads to no declared port or targetPort of this server; callers of it are refused"
@@ -159,6 +177,8 @@ impl Problem {
             Self::AnchorIsOurs(_) => "AnchorIsOurs",
             Self::InvalidNetwork(_) => "InvalidNetwork",
             Self::UnknownService(_) => "UnknownService",
+            Self::HostIsDeclared { .. } => "HostIsDeclared",
+            Self::TooManyPartners { .. } => "TooManyPartners",
             Self::ServicePortMismatch { .. } => "ServicePortMismatch",
             Self::ServiceSpansServers(_) => "ServiceSpansServers",
         }

@@ -7,17 +7,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Declared, Domain, Key, PartnerKey, Problem, Selector, Server, ServerKey, ServerPort, Topology,
+    Declared, Domain, Key, PartnerKey, Problem, Selector, Server, ServerKey, ServerPort, Topology, egress,
     facts::{PodFacts, ServiceFacts, TargetPort},
-    host, partners, peers,
+    partners, peers,
     selector::service_selects,
 };
 use crate::{
     api::{
-        DefaultPeers, EgressRule, OutboundPolicy, PeerExpiry, PortMode, PortSpec, Protocol, Role, ServerState,
+        ClientCertificate, DefaultPeers, MinTlsVersion, PeerExpiry, PortMode, PortSpec, Protocol, Role, ServerState,
         TrustDomain, TrustedServer,
     },
-    brief::{Allow, EgressNetwork, Mode, OnPeerExpiry, Standing},
+    brief::{Allow, Egress, Mode, OnPeerExpiry, ServerTls, Standing},
     identity::{DnsName, SpiffeId},
     pki::{self, authority::Serial},
 };
@@ -181,8 +181,7 @@ fn server(
         service_account: spec.service_account_name.clone(),
         names,
         ports: vec![],
-        egress: vec![],
-        unrestricted: spec.outbound.policy == OutboundPolicy::Unrestricted,
+        egress: Egress::default(),
         drain_seconds: positive(spec.proxy.drain_seconds),
         resources: spec.proxy.resources.clone(),
     })
@@ -254,6 +253,11 @@ fn ports(object: &TrustedServer, domain: &Domain, own: &SpiffeId, declared: &Dec
                 (None, DefaultPeers::ExplicitOnly) => Allow::servers([own.clone()]),
                 (Some(_), _) => Allow::default(),
             },
+            server_tls: (spec.protocol == Protocol::TCP && spec.mode == PortMode::ServerTLS).then(|| ServerTls {
+                alpn: spec.alpn.clone(),
+                tls12: spec.min_tls_version == MinTlsVersion::Tls12,
+                client_certificate: spec.client_certificate == ClientCertificate::Optional,
+            }),
         })
     };
     object.spec.ports.iter().filter_map(one).collect()
@@ -289,7 +293,7 @@ fn services(declared: &Declared, topology: &mut Topology, problems: &mut Problem
     }
     let mut sorted: Vec<&ServiceFacts> = declared.services.iter().collect();
     sorted.sort_by_key(|service| (&service.namespace, &service.name));
-    let mut found = vec![];
+    let mut found = BTreeMap::<ServerKey, Vec<_>>::new();
     for service in sorted {
         if service.selector.is_empty() || topology.domain_of_namespace(&service.namespace).is_none() {
             continue;
@@ -307,7 +311,7 @@ fn services(declared: &Declared, topology: &mut Topology, problems: &mut Problem
             [] => {}
             [key] if owners.len() == 1 => {
                 let ports = service_ports(service, &topology.servers[key], &selected, problems);
-                found.push((key.clone(), service.clone(), ports));
+                found.entry(key.clone()).or_default().push((service.clone(), ports));
             }
             ref several => problems.extend(
                 several
@@ -354,7 +358,9 @@ fn peers_and_egress(declared: &Declared, object: &TrustedServer, topology: &mut 
     let mut own = vec![];
     let mut allowed = peers::named(object, server, topology, &mut own);
     problems.extend(own.into_iter().map(|problem| (Key::Server(key.clone()), problem)));
-    let egress = egress(declared, object, &key, problems);
+    let mut own = vec![];
+    let egress = egress::named(declared, object, &key, topology, &mut own);
+    problems.extend(own.into_iter().map(|problem| (Key::Server(key.clone()), problem)));
     let Some(server) = topology.servers.get_mut(&key) else { return };
     server.egress = egress;
     for port in &mut server.ports {
@@ -362,33 +368,6 @@ fn peers_and_egress(declared: &Declared, object: &TrustedServer, topology: &mut 
             port.allow = named;
         }
     }
-}
-
-fn egress(declared: &Declared, object: &TrustedServer, key: &ServerKey, problems: &mut Problems) -> Vec<EgressNetwork> {
-    let mut networks = vec![];
-    for rule in &object.spec.outbound.extra {
-        let EgressRule { cidr, service, host: _, ports } = rule;
-        let ports: Vec<u16> = ports.iter().filter_map(|port| u16::try_from(*port).ok()).collect();
-        if let Some(text) = cidr {
-            match text.parse() {
-                Ok(cidr) => networks.push(EgressNetwork { cidr, ports }),
-                Err(_) => problems.push((Key::Server(key.clone()), Problem::InvalidNetwork(text.clone()))),
-            }
-        } else if let Some(name) = service {
-            let namespace = name.namespace.as_deref().unwrap_or(&key.namespace);
-            let found = declared.services.iter().find(|one| one.namespace == namespace && one.name == name.name);
-            match found {
-                Some(found) => networks.extend(
-                    found.addresses.iter().map(|address| EgressNetwork { cidr: host(*address), ports: ports.clone() }),
-                ),
-                None => {
-                    let problem = Problem::UnknownService(format!("{namespace}/{}", name.name));
-                    problems.push((Key::Server(key.clone()), problem));
-                }
-            }
-        }
-    }
-    networks
 }
 
 /// The digest of a domain: UID and generation of itself, of its servers and of its partners, in the order of their keys.

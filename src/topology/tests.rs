@@ -250,3 +250,17 @@ fn two_domains_with_one_name_are_settled_by_age() {
     assert_eq!(topology.domains().count(), 1);
     assert_eq!(problems[0].1.reason(), "TrustDomainConflict");
 }
+
+#[test]
+fn a_port_of_server_tls_says_how_clients_are_met_and_no_other_does() {
+    let ports = "  ports:
+  - {name: web, port: 443, mode: ServerTLS, alpn: [h2], minTLSVersion: '1.2', clientCertificate: Optional}
+  - {name: plain, port: 444, mode: ServerTLS}
+  - {name: mutual, port: 445}";
+    let (topology, problems) = Topology::resolve(&declared(vec![server("web", 1, ports)]));
+    assert_eq!(problems, vec![]);
+    let found = &topology.servers().next().unwrap().ports;
+    let met: Vec<_> = found.iter().map(|port| port.server_tls.clone()).collect();
+    let lenient = ServerTls { alpn: vec!["h2".into()], tls12: true, client_certificate: true };
+    assert_eq!(met, [Some(lenient), Some(ServerTls::default()), None]);
+}

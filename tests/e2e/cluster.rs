@@ -6,7 +6,7 @@ use std::{
     path::PathBuf,
     process::{Command, Output, Stdio},
     sync::{
-        RwLock, RwLockReadGuard, RwLockWriteGuard,
+        Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard,
         atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
@@ -349,6 +349,51 @@ impl Drop for Place {
         }
         let _ = kubectl(&["delete", "namespace", &self.name, "--wait=false"]);
     }
+}
+
+/// What the cluster's DNS is made to say of a name; taken back at the end.
+pub(crate) struct Says(String);
+
+static HOSTS: Mutex<()> = Mutex::new(());
+
+impl Says {
+    /// From now on `name` leads to `address`.
+    pub(crate) fn new(name: &str, address: &str) -> Self {
+        let entry = format!("{address} {name}");
+        edit_hosts(|lines| lines.push(entry.clone()));
+        let answer = format!("dig +short +time=1 +tries=1 @198.18.255.{} {name}", 2 + 4 * number());
+        until(10, &format!("DNS says {entry}"), || {
+            let said = in_node("sh", &["-c", &answer]);
+            if said.out.trim() == address { Ok(()) } else { Err(said.out) }
+        });
+        Self(entry)
+    }
+}
+
+impl Drop for Says {
+    fn drop(&mut self) {
+        edit_hosts(|lines| lines.retain(|line| *line != self.0));
+    }
+}
+
+fn edit_hosts(edit: impl FnOnce(&mut Vec<String>)) {
+    let _turn = HOSTS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let file = node().join("hosts");
+    let held = std::fs::read_to_string(&file).unwrap_or_default();
+    let mut lines: Vec<String> = held.lines().map(str::to_owned).collect();
+    edit(&mut lines);
+    std::fs::write(file, lines.iter().map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+}
+
+/// The number of this node.
+fn number() -> u8 {
+    suffix().trim_start_matches('-').parse().unwrap_or(0)
+}
+
+/// Runs a program in the node's own network.
+pub(crate) fn in_node(program: &str, arguments: &[&str]) -> Said {
+    let network = format!("--net=/run/netns/entente-node{}", suffix());
+    Command::new("nsenter").arg(network).arg(program).args(arguments).output().expect("nsenter is there").into()
 }
 
 /// An access record of a connection that did not end in order.

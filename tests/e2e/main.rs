@@ -3,6 +3,7 @@
 
 mod cluster;
 mod load;
+mod organisation;
 mod workloads;
 
 mod audit;
@@ -10,8 +11,10 @@ mod changes;
 mod chart;
 mod faults;
 mod federation;
+mod hijack;
 #[cfg(feature = "controller")]
 mod issuance;
+mod lync;
 mod objects;
 mod outage;
 mod own_ca;
@@ -21,5 +24,7 @@ mod renewal;
 mod revocation;
 mod rotation;
 mod server_tls;
+#[cfg(feature = "controller")]
+mod sip;
 mod talk;
 mod tampered;

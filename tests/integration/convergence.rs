@@ -204,8 +204,8 @@ fn sidecars_follow(map: &Map, all: bool) {
                 let revision = published(&topology, &world, &server.domain)?;
                 let taken = withdrawals(&topology, &world, topology.domain(&server.domain)?, now);
                 let trust = Trust::of(usable(&world, &server.domain), &taken, &topology, Some(server));
-                let scopes = plan::partners::scopes(&topology, server, now);
-                let brief = briefs::brief_of(&topology, server, pod, (&trust, &scopes), revision);
+                let partners = plan::partners::told(&topology, server, now);
+                let brief = briefs::brief_of(&topology, server, pod, (&trust, &partners), revision);
                 let end = Timestamp::from_second(now.as_second() + 86_400).ok()?;
                 let seen = ProxySeen {
                     cursor: Some(brief.cursor.clone()),

@@ -80,6 +80,13 @@ fn resolvers_answer_through_the_guard_in_both_families_and_protocols_and_no_othe
             }
         }
         assert_eq!(look_up(&pod, WWW).await, BTreeSet::from(foreign), "as unmodified software asks");
+        // Nor is there a way past the guard where conntrack still knows a question of its own.
+        let port = resolver.change(|script| *script.ports.last().unwrap());
+        let capture = Capture::start();
+        for server in hub(53) {
+            assert_ne!(pod.act(Act::Datagram(port, server, SECRET.to_owned())).await, Fared::Answered);
+        }
+        assert_eq!(capture.end(SECRET.as_bytes()), 0);
         // Whoever it is, another resolver is none.
         let other = net.bare(9).await;
         let mut others = vec![];

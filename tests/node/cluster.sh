@@ -93,11 +93,18 @@ worker() {
 }
 
 # CoreDNS runs beside the other programs; a Service with an EndpointSlice of ours leads to it. There is no way out of
-# the node, so a name that is not the cluster's does not exist.
+# the node, so a name that is not the cluster's does not exist, but for what $NODE/hosts says: the names of partners,
+# and lies about names of ours, each within a second.
 dns() {
+  touch "$NODE/hosts"
   cat >"$NODE/Corefile" <<COREFILE
 cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {
   bind $NODE_IP
+  hosts $NODE/hosts {
+    ttl 1
+    reload 300ms
+    fallthrough
+  }
   kubernetes cluster.local in-addr.arpa ip6.arpa {
     kubeconfig $PKI/coredns.kubeconfig
     ttl 1
@@ -107,6 +114,17 @@ cluster.local:53 in-addr.arpa:53 ip6.arpa:53 {
 }
 .:53 {
   bind $NODE_IP
+  hosts $NODE/hosts {
+    ttl 1
+    reload 300ms
+    fallthrough
+  }
+  forward . 127.0.0.1:5300
+  errors
+}
+# A template in the zone above would answer before the file is asked.
+.:5300 {
+  bind 127.0.0.1
   template ANY ANY {
     rcode NXDOMAIN
   }

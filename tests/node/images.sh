@@ -3,6 +3,7 @@
 
 BASE_PACKAGES=nftables
 TOOLS_PACKAGES=nftables,nginx-light,redis-server,redis-tools,curl,ca-certificates,openssl,socat,netcat-openbsd,iperf3,python3,tcpdump,procps,iproute2,util-linux
+SIP_PACKAGES=kamailio,kamailio-tls-modules,sip-tester,sipsak,openssl,tcpdump,procps,iproute2
 
 # The Debian mirror that this machine itself uses: where its base system comes from.
 mirror() {
@@ -24,6 +25,7 @@ rootfs() {
 
 build_base() { rootfs "$1" "$BASE_PACKAGES"; }
 build_tools() { rootfs "$1" "$TOOLS_PACKAGES"; }
+build_sip() { rootfs "$1" "$SIP_PACKAGES"; }
 
 # Holds a pod's namespaces: does nothing until it is told to end, and reaps what is left to it.
 build_pause() {
@@ -96,6 +98,12 @@ load() {
 load_tools() {
   load registry.local/pause:dev pause-1 '{"Entrypoint": ["/pause"]}' "$CACHE/pause-1/layer.tar"
   load registry.local/tools:dev tools-2 '{"Cmd": ["/bin/sh"]}' "$CACHE/tools-2/layer.tar"
+}
+
+# What examples/federation runs; only who asks for it waits for it.
+load_sip() {
+  cached sip-1 "Debian 12 with Kamailio, sipp and sipsak, about a minute, once" build_sip
+  load registry.local/sip:dev sip-1 '{"Cmd": ["/bin/sh"]}' "$CACHE/sip-1/layer.tar"
 }
 
 build_entente() { (cd "$ROOT" && cargo build --locked --profile quick); }

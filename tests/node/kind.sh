@@ -54,6 +54,15 @@ kind_images() {
   kind_load tools
 }
 
+# What examples/federation runs.
+kind_sip() {
+  local engine
+  engine=$(cat "$NODE/kind")
+  patiently "building registry.local/sip:dev" "$LOG/kind.log" \
+    "$engine" build -t registry.local/sip:dev -f "$ROOT/tests/node/sip.Dockerfile" "$ROOT/tests/node"
+  kind_load sip
+}
+
 # kind_load NAME: by an archive, which works with either engine.
 kind_load() {
   local archive="$NODE/$1.tar"

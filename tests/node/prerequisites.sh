@@ -20,6 +20,8 @@ jq jq
 sysctl procps
 tcpdump tcpdump
 redis-cli redis-tools
+socat socat
+dig bind9-dnsutils
 cc gcc
 /usr/include/stdlib.h libc6-dev
 cmake cmake

@@ -49,6 +49,8 @@ pub(crate) struct Script {
     pub(crate) forges: Option<IpAddr>,
     /// What was asked, as it was spelt; `true` = over TCP.
     pub(crate) asked: Vec<(String, Rtype, bool)>,
+    /// From which ports, over UDP.
+    pub(crate) ports: Vec<u16>,
 }
 
 /// A running resolver; it ends with the runtime.
@@ -93,6 +95,7 @@ impl Resolver {
 async fn datagrams(socket: UdpSocket, script: Arc<Mutex<Script>>) {
     let mut buffer = vec![0; 4096];
     while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+        script.lock().unwrap().ports.push(from.port());
         for answer in answers(&buffer[..length], &script, false) {
             let _ = socket.send_to(&answer, from).await;
         }

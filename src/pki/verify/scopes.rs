@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Partners that one brief may tell of.
-const MAX_PARTNERS: usize = 256;
+pub const MAX_PARTNERS: usize = 256;
 /// Domains of one partner.
 const MAX_DOMAINS: usize = 32;
 /// Exact names, and pins, of one partner.

@@ -8,12 +8,14 @@ use crate::{
         AnchorStatus, Distribution, FederationPartner, FederationPartnerStatus, PartnerState, Role,
         conditions::{State, ready, seconds, write},
     },
+    brief::PartnerContact,
     pki::roots::Root,
-    plan::survey::Pods,
+    plan::{World, survey::Pods},
+    refusal::Refusal,
     topology::{Partner, PartnerKey, Problem},
 };
 
-const KINDS: [&str; 4] = ["Ready", "Accepted", "AnchorsValid", "Distributed"];
+const KINDS: [&str; 5] = ["Ready", "Accepted", "AnchorsValid", "Distributed", "Reachable"];
 
 pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&Problem]) -> FederationPartnerStatus {
     let old = object.status.clone().unwrap_or_default();
@@ -21,8 +23,11 @@ pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&P
     let key = PartnerKey::of(object);
     let partner = seen.topology.partner(&key);
     let edges = edges(seen, &key);
-    let states =
-        if old.conditions.is_empty() { first_visit(&KINDS) } else { judge(partner, problems, &edges, seen.now) };
+    let states = if old.conditions.is_empty() {
+        first_visit(&KINDS)
+    } else {
+        judge(partner, problems, (&edges, last_contact(seen.world, &edges, &key.name)), seen.now)
+    };
     let anchor = |root: &Root| AnchorStatus {
         sha256: root.sha256.clone(),
         subject: root.subject.clone(),
@@ -54,7 +59,20 @@ fn edges<'a>(seen: &'a Seen<'_>, key: &PartnerKey) -> Vec<&'a Pods<'a>> {
     edges.filter_map(|server| seen.turns.get(server.domain.as_str())?.survey.get(&server.key)).collect()
 }
 
-fn judge(partner: Option<&Partner>, problems: &[&Problem], edges: &[&Pods<'_>], now: Timestamp) -> Vec<State> {
+/// The last contact that any of these sidecars had with the partner.
+fn last_contact(world: &World, edges: &[&Pods<'_>], name: &str) -> Option<PartnerContact> {
+    let pods = edges.iter().flat_map(|pods| &pods.all);
+    let seen = pods.filter_map(|pod| world.proxies.get(&pod.uid)?.contacts.get(name).copied());
+    // Of two in one second the failure counts: it is what somebody must look at.
+    seen.max_by_key(|contact| (contact.at, contact.refused.is_some()))
+}
+
+fn judge(
+    partner: Option<&Partner>,
+    problems: &[&Problem],
+    (edges, contact): (&[&Pods<'_>], Option<PartnerContact>),
+    now: Timestamp,
+) -> Vec<State> {
     let accepted = match problems.first() {
         Some(problem) => State::bad("Accepted", problem.reason(), problem.to_string()),
         None => State::good("Accepted", "Accepted", "valid, and its names are nobody else's"),
@@ -64,10 +82,14 @@ fn judge(partner: Option<&Partner>, problems: &[&Problem], edges: &[&Pods<'_>], 
         None => State::unknown("AnchorsValid", "NotAccepted", "the partner is not accepted"),
     };
     let parts = [accepted, anchors, distributed(edges)];
+    let reachable = reachable(contact);
     // Nobody waits for one that is not to be trusted: it is not ready, and says so.
     let ended = partner.and_then(|partner| ended(partner, now));
-    let summed: Vec<State> = parts.iter().take(1).cloned().chain(ended).chain(parts.iter().skip(1).cloned()).collect();
-    [vec![ready(&summed)], parts.to_vec()].concat()
+    // Nobody can be asked to call a partner before it is ready: only a call that failed is against it.
+    let failed = Some(reachable.clone()).filter(|state| state.status == Some(false));
+    let rest = parts.iter().skip(1).cloned().chain(failed);
+    let summed: Vec<State> = parts.iter().take(1).cloned().chain(ended).chain(rest).collect();
+    [vec![ready(&summed)], parts.to_vec(), vec![reachable]].concat()
 }
 
 fn ended(partner: &Partner, now: Timestamp) -> Option<State> {
@@ -97,6 +119,24 @@ fn anchors_valid(partner: &Partner, now: Timestamp) -> State {
         }
         None => {
             State::bad(KIND, "AllExpired", "every root has ended: get the partner's next one, and write it into trust")
+        }
+    }
+}
+
+fn reachable(contact: Option<PartnerContact>) -> State {
+    const KIND: &str = "Reachable";
+    let Some(PartnerContact { refused, .. }) = contact else {
+        return State::unknown(KIND, "NotTried", "no Edge server of this namespace has met the partner yet");
+    };
+    match refused {
+        None => State::good(KIND, "Verified", "the last handshake with the partner verified in its scope"),
+        Some(Refusal::DialFailed | Refusal::Timeout(_)) => State::bad(
+            KIND,
+            "DialFailed",
+            "the last call of an Edge server did not arrive: look at edges, and at what the host leads to",
+        ),
+        Some(refusal) => {
+            State::bad(KIND, refusal.code(), format!("the last handshake with the partner failed: {refusal}"))
         }
     }
 }

@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::*;
 use crate::{
     api::{FederationPartner, PartnerState, TrustedServer},
-    brief::{Brief, Cursor, INTERNAL},
+    brief::{Brief, Cursor, INTERNAL, PartnerContact},
     identity::DnsName,
     pki::roots::tests::authority,
     plan::{
@@ -15,6 +15,7 @@ use crate::{
         news,
         tests::{at, condition, follow, is, pod, server, settle, world},
     },
+    refusal::Refusal,
     topology::facts::PodFacts,
 };
 
@@ -45,7 +46,7 @@ fn edges(roots: &str) -> World {
 fn brief(world: &World, app: &str, second: i64) -> Brief {
     let (topology, _) = Topology::resolve(&world.declared);
     let (server, pod) = topology.pod(&format!("pod-{app}")).unwrap();
-    let partners = scopes(&topology, server, at(second));
+    let partners = told(&topology, server, at(second));
     briefs::brief_of(&topology, server, pod, (&Trust::default(), &partners), Cursor::default())
 }
 
@@ -75,19 +76,21 @@ fn only_edge_servers_whose_ports_list_a_partner_are_told_of_it() {
 }
 
 #[test]
-fn a_partner_that_is_suspended_or_past_its_contract_or_without_a_root_that_lives_is_in_no_brief() {
+fn of_a_partner_that_is_suspended_or_past_its_contract_no_brief_holds_a_root() {
     let mut world = edges(&format!("{}{}", authority("first", 0, 500), authority("second", 0, 1_000)));
-    let anchors =
-        |world: &World, second| brief(world, "gate", second).scope("partner/fabrikam").map(|scope| scope.anchors.len());
-    assert_eq!(anchors(&world, 500), Some(2));
-    assert_eq!(anchors(&world, 501), Some(1), "one that has ended is dropped");
-    assert_eq!(anchors(&world, 1_001), None);
+    let stands = |world: &World, second| {
+        let brief = brief(world, "gate", second);
+        (brief.scope("partner/fabrikam").unwrap().anchors.len(), brief.link("fabrikam").unwrap().standing)
+    };
+    assert_eq!(stands(&world, 500), (2, PartnerStanding::Active));
+    assert_eq!(stands(&world, 501), (1, PartnerStanding::Active), "one that has ended is dropped");
+    assert_eq!(stands(&world, 1_001), (0, PartnerStanding::Active));
     world.declared.partners[0].spec.valid_until = Some(Time(at(300)));
-    assert_eq!((anchors(&world, 299), anchors(&world, 300)), (Some(2), None));
+    assert_eq!(stands(&world, 299), (2, PartnerStanding::Active));
+    assert_eq!(stands(&world, 300), (0, PartnerStanding::Expired));
     world.declared.partners[0].spec.valid_until = None;
     world.declared.partners[0].spec.state = PartnerState::Suspended;
-    assert_eq!(anchors(&world, 100), None);
-    assert!(brief(&world, "gate", 100).ports[0].allow.partners.is_empty(), "no port lists who has no scope");
+    assert_eq!(stands(&world, 100), (0, PartnerStanding::Suspended));
 }
 
 #[test]
@@ -190,6 +193,10 @@ fn new_roots_and_roots_that_have_ended_are_told_of() {
 
 #[test]
 fn while_a_change_waits_to_be_published_what_it_takes_is_gone_and_what_it_adds_is_not_there() {
+    let gate = {
+        let (topology, _) = Topology::resolve(&edges(&authority("fabrikam", 0, 1_000)).declared);
+        topology.pod("pod-gate").unwrap().0.clone()
+    };
     let (one, two) = (authority("one", 0, 1_000), authority("two", 0, 1_000));
     let scope_of = |roots: &str, names: &str| {
         let mut world = edges(roots);
@@ -198,15 +205,15 @@ fn while_a_change_waits_to_be_published_what_it_takes_is_gone_and_what_it_adds_i
         spec.domains = names["domains"].clone();
         spec.server_names = names.get("serverNames").cloned().unwrap_or_default();
         let (topology, _) = Topology::resolve(&world.declared);
-        scopes(&topology, topology.pod("pod-gate").unwrap().0, at(100))
+        told(&topology, topology.pod("pod-gate").unwrap().0, at(100))
     };
-    let said = |scopes: Vec<Scope>| -> Vec<(usize, Vec<String>, Vec<String>)> {
+    let said = |both: Federation| -> Vec<(usize, Vec<String>, Vec<String>)> {
         let text = |names: &[DnsName]| names.iter().map(ToString::to_string).collect();
         let one = |scope: Scope| match scope.names {
             ScopeNames::Partner(names) => (scope.anchors.len(), text(&names.domains), text(&names.server_names)),
             ScopeNames::Servers => unreachable!(),
         };
-        scopes.into_iter().map(one).collect()
+        both.scopes.into_iter().map(one).collect()
     };
     let (both, a, ab) = (format!("{one}{two}"), "{domains: [a.example]}", "{domains: [a.example, b.example]}");
     let names = |list: &[&str]| list.iter().map(ToString::to_string).collect::<Vec<_>>();
@@ -215,14 +222,28 @@ fn while_a_change_waits_to_be_published_what_it_takes_is_gone_and_what_it_adds_i
         ((&both, ab), (&one, ab), vec![(1, names(&["a.example", "b.example"]), vec![])]),
         ((&one, a), (&both, ab), vec![(1, names(&["a.example"]), vec![])]),
         ((&one, ab), (&one, a), vec![(1, names(&["a.example"]), vec![])]),
-        ((&one, a), (&two, a), vec![]),
+        ((&one, a), (&two, a), vec![(0, names(&["a.example"]), vec![])]),
+        ((&one, "{domains: [b.example]}"), (&one, a), vec![]),
         ((&one, a), (&one, exact), vec![(1, names(&["a.example"]), names(&["x.a.example", "y.a.example"]))]),
         ((&one, exact), (&one, a), vec![(1, names(&["a.example"]), names(&["x.a.example", "y.a.example"]))]),
     ];
     for (published, now, wanted) in cases {
-        assert_eq!(said(common(scope_of(published.0, published.1), &scope_of(now.0, now.1))), wanted);
+        assert_eq!(said(common(scope_of(published.0, published.1), &scope_of(now.0, now.1), &gate)), wanted);
     }
-    assert_eq!(said(common(scope_of(&one, a), &[])), vec![], "whoever is suspended is gone at once");
+    assert_eq!(said(common(scope_of(&one, a), &Federation::default(), &gate)), vec![], "whoever is deleted is gone");
+    let suspended = |standing| {
+        let mut told = scope_of(&one, a);
+        told.links[0].standing = standing;
+        told
+    };
+    for (published, now) in [
+        (PartnerStanding::Active, PartnerStanding::Suspended),
+        (PartnerStanding::Suspended, PartnerStanding::Active),
+        (PartnerStanding::Active, PartnerStanding::Expired),
+    ] {
+        let both = common(suspended(published), &suspended(now), &gate);
+        assert_ne!(both.links[0].standing, PartnerStanding::Active, "{published:?}, {now:?}");
+    }
 }
 
 /// SplitMix64: a seed is a world.
@@ -266,6 +287,9 @@ fn random(seed: u64, roots: &[String]) -> World {
         let mut one = partner(&format!("p{}", number % 3), &roots[usize::try_from(dice.below(3)).unwrap()]);
         one.metadata.namespace = Some(dice.pick(&PLACES).to_owned());
         one.metadata.uid = Some(format!("u{number}"));
+        if dice.below(3) == 0 {
+            one.spec.edges = vec![crate::api::PartnerEdge { host: format!("sip.{}", one.spec.domains[0]), port: 5061 }];
+        }
         one.spec.state = if dice.below(4) == 0 { PartnerState::Suspended } else { PartnerState::Active };
         if dice.below(4) == 0 {
             one.spec.domains = vec![dice.pick(&["contoso.example", "p0.example", "example"]).to_owned()];
@@ -278,21 +302,32 @@ fn random(seed: u64, roots: &[String]) -> World {
     world
 }
 
+/// Scopes of the partners of a namespace that may be called.
+fn callable_here(world: &World, namespace: &str) -> Vec<String> {
+    let here = world.declared.partners.iter().filter(|one| one.metadata.namespace.as_deref() == Some(namespace));
+    here.filter(|one| !one.spec.edges.is_empty()).map(|one| partner_scope(&PartnerKey::of(one).name)).collect()
+}
+
 #[test]
-fn in_no_topology_is_an_internal_server_told_of_a_partner_and_an_edge_server_only_of_those_it_lists() {
+fn in_no_topology_is_an_internal_server_told_of_a_partner_and_an_edge_server_only_of_those_it_meets() {
     let roots = [authority("a", 0, 150), authority("b", 0, 1_000), "nonsense".to_owned()];
-    let (mut told, mut internal) = (0, 0);
+    let (mut scopes, mut internal) = (0, 0);
     for seed in 0..500 {
         let world = random(seed, &roots);
         let (topology, _) = Topology::resolve(&world.declared);
         let edge_namespaces = &topology.domain("contoso").unwrap().edge_namespaces;
         for (key, pod) in topology.pods() {
             let server = topology.server(key).unwrap();
-            let partners = scopes(&topology, server, at(200));
+            let partners = told(&topology, server, at(200));
             let brief = briefs::brief_of(&topology, server, pod, (&Trust::default(), &partners), Cursor::default());
             let ids: BTreeSet<String> = brief.scopes.iter().skip(1).map(|scope| scope.id.clone()).collect();
             let entries = brief.ports.iter().flat_map(|port| &port.allow.partners);
-            assert_eq!(ids, entries.map(|entry| partner_scope(&entry.name)).collect(), "seed {seed}: {key}");
+            let callable = |link: &&PartnerLink| !link.edges.is_empty();
+            let called = brief.partners.iter().filter(callable).map(|link| link.name.as_str());
+            let met = entries.map(|entry| entry.name.as_str()).chain(called).map(partner_scope);
+            assert_eq!(ids, met.collect(), "seed {seed}: {key}");
+            let linked: BTreeSet<String> = brief.partners.iter().map(|link| partner_scope(&link.name)).collect();
+            assert_eq!(ids, linked, "seed {seed}: {key}");
             let may = server.role == Role::Edge && edge_namespaces.contains(&key.namespace);
             assert!(may || ids.is_empty(), "seed {seed}: {key}");
             let object = world.declared.server(key).unwrap();
@@ -302,16 +337,95 @@ fn in_no_topology_is_an_internal_server_told_of_a_partner_and_an_edge_server_onl
                 .iter()
                 .flat_map(|port| port.allow_from.iter().flatten())
                 .filter_map(|entry| Some(partner_scope(&entry.partner.as_ref()?.name)))
+                .chain(callable_here(&world, &key.namespace))
                 .collect();
             assert!(ids.is_subset(&lists), "seed {seed}: {key}");
             for scope in brief.scopes.iter().skip(1) {
                 let name = scope.id.split_once('/').unwrap().1.to_owned();
                 let partner = topology.partner(&PartnerKey { namespace: key.namespace.clone(), name }).unwrap();
-                assert!(partner.is_trusted(at(200)) && !scope.anchors.contains(&roots[0]), "seed {seed}: {key}");
+                let trusted = partner.standing(at(200)) == PartnerStanding::Active;
+                assert!((trusted || scope.anchors.is_empty()) && !scope.anchors.contains(&roots[0]), "seed {seed}");
             }
-            told += ids.len();
+            scopes += ids.len();
             internal += usize::from(server.role == Role::Internal);
         }
     }
-    assert!(told > 40 && internal > 500, "the worlds are not empty: {told}, {internal}");
+    assert!(scopes > 40 && internal > 500, "the worlds are not empty: {scopes}, {internal}");
+}
+
+#[test]
+fn an_edge_server_is_told_where_a_partner_is_and_may_call_it_without_being_called() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    let spec: crate::api::FederationPartnerSpec = serde_saphyr::from_str(
+        "{domains: [fabrikam.example], trust: {}, minTLSVersion: '1.2', presentSecretName: shown,
+          edges: [{host: sip.fabrikam.example, port: 5061}, {host: sip.litware.example, port: 5061}],
+          limits: {maxConnections: 7}}",
+    )
+    .unwrap();
+    let trust = std::mem::take(&mut world.declared.partners[0].spec.trust);
+    world.declared.partners[0].spec = crate::api::FederationPartnerSpec { trust, ..spec };
+    for app in ["gate", "door"] {
+        let link = brief(&world, app, 100).partners.remove(0);
+        assert_eq!(link.edges.len(), 1, "{app}: a host outside its domains could never prove itself");
+        assert_eq!((link.edges[0].host.as_str(), link.edges[0].port), ("sip.fabrikam.example", 5061));
+        assert_eq!((link.tls12, link.presents, link.max_connections, link.handshakes_per_second), (true, true, 7, 10));
+    }
+    assert_eq!(brief(&world, "web", 100).partners, vec![]);
+    let (topology, _) = Topology::resolve(&world.declared);
+    let secrets = |app: &str| presented(&topology, topology.pod(&format!("pod-{app}")).unwrap().0);
+    assert_eq!(secrets("door"), BTreeMap::from([("fabrikam".to_owned(), "shown".to_owned())]));
+    assert_eq!(secrets("web"), BTreeMap::new());
+}
+
+#[test]
+fn a_call_that_failed_is_against_a_partner_and_one_that_was_never_tried_is_not() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    settle(&mut world, at(100));
+    for app in ["gate", "door", "web"] {
+        follow(&mut world, app, at(100));
+    }
+    world.behind_since.clear();
+    settle(&mut world, at(100));
+    assert_eq!(of_partner(&world, "Reachable"), is("Unknown", "NotTried"));
+    assert_eq!(of_partner(&world, "Ready"), is("True", "Ready"));
+    let timeout = Refusal::Timeout(crate::refusal::TimeoutDetail::Connect);
+    for (pod, second, refused, wanted) in [
+        ("pod-gate", 110, None, is("True", "Verified")),
+        ("pod-door", 120, Some(Refusal::DialFailed), is("False", "DialFailed")),
+        ("pod-gate", 130, Some(timeout), is("False", "DialFailed")),
+        ("pod-gate", 140, Some(Refusal::NameOutOfScope), is("False", "NameOutOfScope")),
+        ("pod-gate", 120, None, is("False", "DialFailed")),
+        ("pod-door", 150, None, is("True", "Verified")),
+    ] {
+        let contact = PartnerContact { at: second, refused };
+        world.proxies.get_mut(pod).unwrap().contacts.insert("fabrikam".to_owned(), contact);
+        settle(&mut world, at(200));
+        assert_eq!(of_partner(&world, "Reachable"), wanted, "{pod} at {second}");
+        assert_eq!(of_partner(&world, "Ready").0, wanted.0);
+    }
+}
+
+#[test]
+fn a_deleted_partner_stays_until_no_edge_sidecar_that_can_be_reached_trusts_it() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    settle(&mut world, at(100));
+    for app in ["gate", "door", "web"] {
+        follow(&mut world, app, at(100));
+    }
+    world.behind_since.clear();
+    settle(&mut world, at(100));
+    let held = |world: &World| world.declared.partners[0].metadata.finalizers.clone().unwrap_or_default();
+    assert_eq!(held(&world), ["entente.dev/withdrawal"]);
+    world.declared.partners[0].metadata.deletion_timestamp = Some(Time(at(110)));
+    settle(&mut world, at(110));
+    assert_eq!(held(&world), ["entente.dev/withdrawal"], "the gate has it still in force");
+    assert_eq!(ids(&brief(&world, "gate", 110)), [INTERNAL], "though nobody is told of it any more");
+    let mut unreachable = world.clone();
+    follow(&mut world, "gate", at(110));
+    settle(&mut world, at(110));
+    assert_eq!(held(&world), Vec::<String>::new());
+    unreachable.proxies.get_mut("pod-gate").unwrap().connected = false;
+    settle(&mut unreachable, at(120));
+    settle(&mut unreachable, at(126));
+    assert_eq!(held(&unreachable), Vec::<String>::new(), "nobody waits for a sidecar that cannot be reached");
 }

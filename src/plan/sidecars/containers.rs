@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction,
-        ObjectFieldSelector, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretVolumeSource,
-        SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
+        Capabilities, Container, ContainerPort, EmptyDirVolumeSource, EnvVar, EnvVarSource, HTTPGetAction, KeyToPath,
+        ObjectFieldSelector, Probe, ProjectedVolumeSource, ResourceRequirements, SeccompProfile, SecretProjection,
+        SecretVolumeSource, SecurityContext, ServiceAccountTokenProjection, Volume, VolumeMount, VolumeProjection,
     },
     apimachinery::pkg::{api::resource::Quantity, util::intstr::IntOrString},
 };
@@ -19,7 +19,8 @@ use crate::{
     brief::TOKEN_AUDIENCE,
     sidecar::{
         ENV_CONTROL_ADDRESS, ENV_CONTROL_CA, ENV_POD_IPS, ENV_POD_UID, ENV_PROBES, ENV_UDP_PORTS, HEALTH_PORT,
-        INIT_CONTAINER, PROXY_CONTAINER, Probes, SERVER_CERTIFICATE_DIR, STATE_DIR, TOKEN_FILE, UID,
+        INIT_CONTAINER, PRESENTED_CERTIFICATES_DIR, PROXY_CONTAINER, Probes, SERVER_CERTIFICATE_DIR, STATE_DIR,
+        TOKEN_FILE, UID,
     },
 };
 
@@ -31,6 +32,8 @@ pub(super) const TOKEN_VOLUME: &str = "entente-token";
 pub(super) const EMPTY_VOLUME: &str = "entente-empty";
 /// Holds the certificate that ServerTLS ports show.
 pub(super) const SERVER_CERTIFICATE_VOLUME: &str = "entente-server-certificate";
+/// Holds the certificates that are presented to partners.
+pub(super) const PRESENTED_VOLUME: &str = "entente-presented";
 const API_TOKEN_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The pod's name (downward API), for logs.
 const ENV_POD_NAME: &str = "ENTENTE_POD_NAME";
@@ -81,6 +84,9 @@ pub(super) fn proxy(injection: &Injection<'_>, probes: &Probes, before: Option<&
     ];
     if injection.server_certificate.is_some() {
         mounts.push(mount(SERVER_CERTIFICATE_VOLUME, SERVER_CERTIFICATE_DIR, true));
+    }
+    if !injection.presented.is_empty() {
+        mounts.push(mount(PRESENTED_VOLUME, PRESENTED_CERTIFICATES_DIR, true));
     }
     // Keys and values are strings and numbers: serde_json has no reason to refuse them.
     let probes = serde_json::to_string(probes).unwrap_or_default();
@@ -145,7 +151,27 @@ pub(super) fn volumes(injection: &Injection<'_>) -> Vec<Volume> {
         ..Volume::default()
     });
     let own = [memory(STATE_VOLUME, "4Mi"), token, memory(EMPTY_VOLUME, "4Ki")];
-    own.into_iter().chain(certificate).collect()
+    own.into_iter().chain(certificate).chain(presented(injection)).collect()
+}
+
+/// One volume for all partners, a folder for each. A Secret that is not there costs its partner alone: the pod starts.
+fn presented(injection: &Injection<'_>) -> Option<Volume> {
+    let one = |(partner, secret): (&String, &String)| {
+        let item = |key: &str| KeyToPath { key: key.to_owned(), mode: None, path: format!("{partner}/{key}") };
+        let secret = SecretProjection {
+            name: secret.clone(),
+            items: Some(vec![item("tls.crt"), item("tls.key")]),
+            optional: Some(true),
+        };
+        VolumeProjection { secret: Some(secret), ..VolumeProjection::default() }
+    };
+    let sources: Vec<VolumeProjection> = injection.presented.iter().map(one).collect();
+    (!sources.is_empty()).then(|| Volume {
+        name: PRESENTED_VOLUME.to_owned(),
+        // As for the token: uid 5061 must be able to read.
+        projected: Some(ProjectedVolumeSource { default_mode: Some(0o644), sources: Some(sources) }),
+        ..Volume::default()
+    })
 }
 
 /// Takes from a container of the application what would let it go round the rules.

@@ -4,11 +4,11 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodSecurityContext, PodSpec, Vo
 
 use super::{
     Injection,
-    containers::{self, EMPTY_VOLUME, SERVER_CERTIFICATE_VOLUME, STATE_VOLUME, TOKEN_VOLUME},
+    containers::{self, EMPTY_VOLUME, PRESENTED_VOLUME, SERVER_CERTIFICATE_VOLUME, STATE_VOLUME, TOKEN_VOLUME},
 };
 use crate::{
     brief::TOKEN_AUDIENCE,
-    sidecar::{ADMIN_PORT, HEALTH_PORT, INBOUND_PORT, INIT_CONTAINER, OUTBOUND_PORT, PROXY_CONTAINER, UID},
+    sidecar::{ADMIN_PORT, DNS_PORT, HEALTH_PORT, INBOUND_PORT, INIT_CONTAINER, OUTBOUND_PORT, PROXY_CONTAINER, UID},
 };
 
 /// Capabilities with which a container could change the rules, send past them, or read the sidecar.
@@ -102,7 +102,7 @@ pub enum NotInjectable {
 
 /// Whether a port is the sidecar's.
 pub(super) fn is_reserved(port: i32) -> bool {
-    [ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, HEALTH_PORT].map(i32::from).contains(&port)
+    [ADMIN_PORT, OUTBOUND_PORT, INBOUND_PORT, HEALTH_PORT, DNS_PORT].map(i32::from).contains(&port)
 }
 
 /// The first thing that makes a pod impossible to protect.
@@ -188,7 +188,7 @@ fn check_container(container: &Container) -> Result<(), NotInjectable> {
 }
 
 fn is_our_volume(name: &str) -> bool {
-    [STATE_VOLUME, TOKEN_VOLUME, EMPTY_VOLUME, SERVER_CERTIFICATE_VOLUME].contains(&name)
+    [STATE_VOLUME, TOKEN_VOLUME, EMPTY_VOLUME, SERVER_CERTIFICATE_VOLUME, PRESENTED_VOLUME].contains(&name)
 }
 
 fn check_volume(volume: &Volume, injection: &Injection<'_>) -> Result<(), NotInjectable> {

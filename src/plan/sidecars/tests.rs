@@ -58,6 +58,7 @@ fn with_injection<T>(act: impl FnOnce(&Injection<'_>) -> T) -> T {
         control_ca: "the authority",
         server: "orders",
         server_certificate: None,
+        presented: &BTreeMap::new(),
         udp_ports: &[5060, 5062],
         drain_seconds: 30,
         resources: &ProxyResources::default(),
@@ -291,4 +292,24 @@ fn a_certificate_for_clients_outside_is_mounted_into_the_sidecar_alone() {
     assert_eq!(serde_json::to_value(named(&once)).unwrap(), serde_json::to_value(&once).unwrap(), "twice is once");
     let stranger = with_injection(|injection| inject(&once, injection));
     assert!(matches!(stranger, Err(NotInjectable::ReservedName { .. })), "another Secret is not ours to mount");
+}
+
+#[test]
+fn certificates_for_partners_are_mounted_into_the_sidecar_alone_each_in_a_folder_of_its_partner() {
+    let secrets = BTreeMap::from([("fabrikam".to_owned(), "for-fabrikam".to_owned())]);
+    let presenting =
+        |pod: &Pod| with_injection(|injection| inject(pod, &Injection { presented: &secrets, ..*injection })).unwrap();
+    let once = presenting(&pod(ORDERS));
+    let spec = once.spec.as_ref().unwrap();
+    let volume = spec.volumes.iter().flatten().find(|volume| volume.name == "entente-presented").unwrap();
+    let source = volume.projected.as_ref().unwrap().sources.as_ref().unwrap()[0].secret.clone().unwrap();
+    assert_eq!((source.name.as_str(), source.optional), ("for-fabrikam", Some(true)));
+    let paths: Vec<_> = source.items.iter().flatten().map(|item| item.path.as_str()).collect();
+    assert_eq!(paths, ["fabrikam/tls.crt", "fabrikam/tls.key"]);
+    let all = spec.init_containers.iter().flatten().chain(&spec.containers);
+    let mounts = |container: &&Container| {
+        container.volume_mounts.iter().flatten().any(|mount| mount.name == "entente-presented")
+    };
+    assert_eq!(all.filter(mounts).map(|one| one.name.as_str()).collect::<Vec<_>>(), ["entente-proxy"]);
+    assert_eq!(serde_json::to_value(presenting(&once)).unwrap(), serde_json::to_value(&once).unwrap(), "twice is once");
 }

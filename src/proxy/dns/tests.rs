@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use domain::base::{Message, MessageBuilder};
+use proptest::prelude::*;
 use tokio::net::UdpSocket;
 
 use super::{
@@ -159,4 +160,33 @@ async fn a_name_is_looked_up_in_the_families_of_the_pod_and_never_leads_to_the_p
     assert_eq!(looked_up(both, own(&["fd00::1"])).await, Ok(own(&["2001:db8::1"])));
     assert_eq!(looked_up(&["127.0.0.1", "::1"], own(&[])).await, Err(Refusal::DnsMismatch));
     assert_eq!(looked_up(&[], own(&[])).await, Err(Refusal::DialFailed));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_bytes_come_nothing_panics_and_what_is_passed_on_can_be_read(
+        noise in prop::collection::vec(any::<u8>(), 0..300),
+        changes in prop::collection::vec((0usize..200, any::<u8>()), 0..6),
+        cut in 0usize..200,
+    ) {
+        let asked = Query::parse(&question("db.contoso.example", Rtype::A, Some(1232))).unwrap();
+        let mut near = answer(&asked, &["10.0.0.1", "192.0.2.1", "2001:db8::1"]);
+        for (at, to) in changes {
+            let at = at % near.len();
+            near[at] = to;
+        }
+        near.truncate(near.len() - cut % near.len());
+        for bytes in [noise, near] {
+            let _ = Query::parse(&bytes);
+            if let Some(told) = Answer::parse(bytes, &asked, 7)
+                && !told.is_truncated()
+            {
+                let passed = asked.relay(&told).unwrap();
+                let again = Answer::parse(passed, &asked, 7).unwrap();
+                prop_assert_eq!(told.addresses(), again.addresses());
+            }
+        }
+    }
 }

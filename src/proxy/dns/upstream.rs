@@ -4,6 +4,7 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -23,6 +24,10 @@ const MOST: usize = 3;
 const ATTEMPT: Duration = Duration::from_millis(1500);
 /// How long all of them may take; applications ask again after five seconds.
 const ALL: Duration = Duration::from_secs(4);
+/// Above `ip_local_port_range` (ip-sysctl): nobody gets one of these by chance.
+const PORTS: RangeInclusive<u16> = 61_000..=65_535;
+/// So often a port may be taken.
+const PORT_ATTEMPTS: usize = 16;
 /// More than we said that we can take over UDP.
 const DATAGRAM: usize = 4096;
 
@@ -76,8 +81,7 @@ fn compose(query: &Query) -> io::Result<(u16, Vec<u8>)> {
 
 async fn over_udp(resolver: SocketAddr, query: &Query) -> io::Result<Answer> {
     let (id, message) = compose(query)?;
-    let any = if resolver.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind(SocketAddr::new(any, 0)).await?;
+    let socket = fresh(resolver).await?;
     // The kernel then hands over nothing that another address sent.
     socket.connect(resolver).await?;
     socket.send(&message).await?;
@@ -89,6 +93,20 @@ async fn over_udp(resolver: SocketAddr, query: &Query) -> io::Result<Answer> {
             return Ok(answer);
         }
     }
+}
+
+/// A socket at a random port that the kernel gives to no application that does not ask for it by number. Conntrack knows a
+/// question by its numbers alone and remembers it for a while: one of the application's under the same ones as one of ours
+/// would leave as it is, and one of ours would come back to the guard.
+async fn fresh(resolver: SocketAddr) -> io::Result<UdpSocket> {
+    let any = if resolver.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    for _ in 0..PORT_ATTEMPTS {
+        let port = PORTS.start() + u16::from_be_bytes(telemetry::random()) % (PORTS.end() - PORTS.start() + 1);
+        if let Ok(socket) = UdpSocket::bind(SocketAddr::new(any, port)).await {
+            return Ok(socket);
+        }
+    }
+    Err(io::ErrorKind::AddrInUse.into())
 }
 
 async fn over_tcp(resolver: SocketAddr, query: &Query) -> io::Result<Answer> {

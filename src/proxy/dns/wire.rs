@@ -213,6 +213,10 @@ impl Answer {
         if question != query.question || question.qname().is_compressed() {
             return None;
         }
+        if header.tc() {
+            // What was cut off anywhere is asked for again and never passed on.
+            return Some(Self(message));
+        }
         end_of_records(&message).ok()?;
         let answer = Self(message);
         answer.addresses()?;

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use rcgen::KeyPair;
 
+use super::MAX_PARTNERS;
 use crate::{
     api::{FederationPartner, TrustDomain, TrustedServer},
     pki::{
@@ -255,4 +256,34 @@ fn of_two_partners_that_came_in_the_same_second_the_accepted_one_keeps_its_names
     assert_eq!(of(&first.1, "zz-holder"), Vec::<&str>::new());
     world.partners.reverse();
     assert_eq!(Topology::resolve(&world), first, "the order of the input does not matter");
+}
+
+#[test]
+fn the_partners_of_a_namespace_are_bounded_and_the_older_ones_keep_their_place() {
+    let root = authority("root", 0, 9);
+    let many =
+        |count: i64| (0..count).map(|age| partner(&format!("p{age:03}"), age, &format!("[p{age}.example]"), &root));
+    let most = i64::try_from(MAX_PARTNERS).unwrap();
+    let world = declared(vec![], many(most + 1).collect());
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!(topology.partners().count(), MAX_PARTNERS);
+    assert_eq!(of(&problems, &format!("p{most:03}")), ["TooManyPartners"]);
+    assert_eq!(problems.len(), 1);
+}
+
+#[test]
+fn a_servers_own_name_is_no_host_beside_the_topology() {
+    let hosts =
+        "outbound: {extra: [{host: api.example.com, ports: [443]}, {host: gate.edge.contoso.example, ports: [443]}]}";
+    let mut caller = server("caller", "Internal", "[]");
+    caller.spec.outbound = serde_saphyr::from_str::<BTreeMap<String, crate::api::OutboundSpec>>(hosts)
+        .unwrap()
+        .remove("outbound")
+        .unwrap();
+    let world = declared(vec![caller, server("gate", "Edge", "[]")], vec![]);
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!(reasons(&problems, &Key::Server(server_key("caller"))), ["HostIsDeclared"]);
+    let egress = &topology.server(&server_key("caller")).unwrap().egress;
+    let named: Vec<_> = egress.hosts.iter().map(|host| (host.host.as_str(), host.ports.as_slice())).collect();
+    assert_eq!(named, [("api.example.com", &[443_u16][..])]);
 }

@@ -17,9 +17,10 @@ use entente::{
         AuthorityFacts, AuthoritySeen, Step, World, own_keys,
         register::{self, Fresh},
     },
-    topology::Topology,
+    topology::{Declared, Key, Topology},
 };
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rcgen::KeyPair;
 
 use super::{key_of, partners::partner_key};
@@ -43,6 +44,21 @@ impl Dice {
     pub(super) fn one_in(&mut self, bound: u64) -> bool {
         self.below(bound) == 0
     }
+}
+
+/// Writes an object's finalizers; answers whether it is gone then.
+fn hold(
+    meta: &mut ObjectMeta,
+    planned: Option<&String>,
+    finalizers: &[String],
+    version: String,
+) -> Result<bool, ApplyError> {
+    if meta.resource_version.as_ref() != planned {
+        return Err(ApplyError::Conflict);
+    }
+    meta.finalizers = Some(finalizers.to_vec());
+    meta.resource_version = Some(version);
+    Ok(finalizers.is_empty() && meta.deletion_timestamp.is_some())
 }
 
 /// What the API server would hold.
@@ -144,17 +160,21 @@ impl Map {
             }
             Step::WriteSecret { .. } => {}
             Step::Hold { key, version: planned, finalizers } => {
-                let servers = &mut held.world.declared.servers;
-                let index = servers.iter().position(|one| key_of(one) == *key).ok_or(ApplyError::Conflict)?;
-                let meta = &mut servers[index].metadata;
-                if meta.resource_version != *planned {
-                    return Err(ApplyError::Conflict);
-                }
-                if finalizers.is_empty() && meta.deletion_timestamp.is_some() {
-                    servers.remove(index);
-                } else {
-                    meta.finalizers = Some(finalizers.clone());
-                    meta.resource_version = Some(version);
+                let Declared { servers, partners, .. } = &mut held.world.declared;
+                let gone = match key {
+                    Key::Server(key) => {
+                        let one = servers.iter_mut().find(|one| key_of(one) == *key).ok_or(ApplyError::Conflict)?;
+                        hold(&mut one.metadata, planned.as_ref(), finalizers, version)?
+                    }
+                    Key::Partner(key) => {
+                        let one = partners.iter_mut().find(|one| partner_key(one) == *key);
+                        hold(&mut one.ok_or(ApplyError::Conflict)?.metadata, planned.as_ref(), finalizers, version)?
+                    }
+                    Key::Domain(_) => false,
+                };
+                if gone {
+                    servers.retain(|one| Key::Server(key_of(one)) != *key);
+                    partners.retain(|one| Key::Partner(partner_key(one)) != *key);
                 }
             }
             Step::WriteBundle { namespace, domain: _, data } => {

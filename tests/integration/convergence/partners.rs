@@ -7,6 +7,7 @@ use std::{
 
 use entente::{
     api::{FederationPartner, PartnerState, Role, TrustedServer},
+    brief::PartnerStanding,
     plan::World,
     topology::{Declared, Key, PartnerKey, Problem, Topology},
 };
@@ -63,7 +64,13 @@ pub(super) fn life(declared: &mut Declared, (namespace, number, kind): (&str, u6
         return;
     }
     if kind == 13 && number == 0 {
-        declared.partners.pop();
+        let Some(last) = declared.partners.last_mut() else { return };
+        if last.metadata.finalizers.as_ref().is_none_or(Vec::is_empty) {
+            declared.partners.pop();
+        } else {
+            last.metadata.deletion_timestamp = Some(Time(now));
+            last.metadata.resource_version = Some(version.to_string());
+        }
         return;
     }
     let Some(one) = declared.partners.first_mut() else { return };
@@ -100,9 +107,9 @@ pub(super) fn judge(world: &World, (topology, problems): (&Topology, &[(Key, Pro
         let is = |kind: &str| conditions.iter().any(|one| one.type_ == kind && one.status == "True");
         let sound = !problems.iter().any(|(owner, _)| *owner == Key::Partner(key.clone()));
         assert_eq!(is("Accepted"), sound, "seed {seed}: {key}");
-        let trusted = topology
-            .partner(&key)
-            .is_some_and(|partner| partner.is_trusted(now) && partner.anchors(now).next().is_some());
+        let trusted = topology.partner(&key).is_some_and(|partner| {
+            partner.standing(now) == PartnerStanding::Active && partner.anchors(now).next().is_some()
+        });
         assert_eq!(is("Ready"), sound && trusted, "seed {seed}: {key}");
         if trusted {
             wanted.entry(key.namespace).or_default().insert(format!("{}.crt", key.name));
