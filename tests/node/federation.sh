@@ -62,6 +62,13 @@ federation_ready() {
     explain contoso-sip contoso-edge fabrikam
     fail "examples/federation is not Ready" "'kubectl describe trustedserver,federationpartner -n contoso-edge' names what is missing"
   fi
+  wait_for 30 "an answer of both servers to their users" "" servers_answer
+}
+
+# kube-proxy learns of a Ready pod a moment later than we do.
+servers_answer() {
+  kubectl exec -n contoso-sip deploy/users -c users -- sh /users/register.sh &&
+    kubectl exec -n fabrikam deploy/users -c users -- sh /users/register.sh
 }
 
 federation_waits() {
