@@ -199,7 +199,7 @@ pub(super) fn still_admitted(basis: &Basis, judge: &Judge, routes: &Table, now: 
             }
             let Peer::Partner(identity) = &*proof.original else { return Err(Refusal::NameOutOfScope) };
             still_proven(identity, Some(shown), judge, |chain| {
-                let judged = judge.edge(chain, partner, host, now);
+                let judged = judge.proves_edge(chain, partner, host, now);
                 judged.map(|proven| proven.peer).map_err(|refused| refused.reason)
             })
         }

@@ -120,15 +120,33 @@ impl Judge {
         host: &DnsName,
         now: Timestamp,
     ) -> Result<Proven, Refused> {
-        let scope = self.partners.get(partner).ok_or(Refusal::DestinationNotDeclared)?;
-        let proven = scope.callee(chain, now)?;
-        let judged = match &proven.peer {
-            Peer::Partner(partner) if partner.dns_names.contains(host) => scope.view().judge_partner(partner, now),
-            Peer::Partner(_) | Peer::Server(_) => Err(Refusal::WrongServer(ServerDetail::DnsName)),
+        let proven = self.proves_edge(chain, partner, host, now)?;
+        let judged = match (&proven.peer, self.partners.get(partner)) {
+            (Peer::Partner(identity), Some(scope)) => scope.view().judge_partner(identity, now),
+            (Peer::Partner(_) | Peer::Server(_), _) => Err(Refusal::NameOutOfScope),
         };
         match judged {
             Ok(()) => Ok(proven),
             Err(reason) => Err(Refused { reason, proven: Some(Box::new(proven.peer)) }),
+        }
+    }
+
+    /// Whom the chain of an edge proves: `partner`, under the name `host`.
+    pub(super) fn proves_edge(
+        &self,
+        chain: &[CertificateDer<'_>],
+        partner: &str,
+        host: &DnsName,
+        now: Timestamp,
+    ) -> Result<Proven, Refused> {
+        let scope = self.partners.get(partner).ok_or(Refusal::DestinationNotDeclared)?;
+        let proven = scope.callee(chain, now)?;
+        match &proven.peer {
+            Peer::Partner(partner) if partner.dns_names.contains(host) => Ok(proven),
+            Peer::Partner(_) | Peer::Server(_) => {
+                let reason = Refusal::WrongServer(ServerDetail::DnsName);
+                Err(Refused { reason, proven: Some(Box::new(proven.peer)) })
+            }
         }
     }
 

@@ -56,8 +56,7 @@ pub(super) async fn call(
             record.mode = mode_word(Mode::MutualTls);
             record.peer = format!("partner/{}", link.name);
             let called = edge(shared, generation, application, (link, host, destination.port()), record).await;
-            let failed = called.failed();
-            if let Some(reason) = failed {
+            if let Some(reason) = called.failed() {
                 shared.contacts.met(&link.name, Some(reason), telemetry::now());
             }
             called.outcome
@@ -78,6 +77,8 @@ impl Called {
         match self.outcome {
             // In TLS 1.3 a caller is let in or not after it has finished its own handshake.
             Err(reason @ Refusal::PeerRefused(_)) => Some(reason),
+            // We did not call: that tells nothing of the partner.
+            Err(Refusal::Limit(_) | Refusal::PartnerSuspended | Refusal::PartnerExpired) => None,
             Err(reason) if !self.met => Some(reason),
             Ok(()) | Err(_) => None,
         }

@@ -7,6 +7,8 @@ mod bypass;
 mod capture;
 mod clock;
 mod dns;
+mod federation;
+mod foreign;
 mod pods;
 mod roles;
 #[path = "../support/mod.rs"]

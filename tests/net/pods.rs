@@ -87,6 +87,11 @@ impl Hub {
         Self { control, folder, results: AtomicUsize::new(0) }
     }
 
+    /// Where files of the test's own go.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }

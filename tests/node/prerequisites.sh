@@ -14,6 +14,7 @@ ip iproute2
 nsenter util-linux
 debootstrap debootstrap
 openssl openssl
+gnutls-cli gnutls-bin
 curl curl
 jq jq
 sysctl procps

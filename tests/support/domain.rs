@@ -138,6 +138,17 @@ pub(crate) fn answer(material: &Material, csr: &str, names: Names, lifetime_seco
     CertificateResponse { chain: issued.chain, anchors: vec![material.root_certificate.clone()] }
 }
 
+/// Certificate chain and key as files hold them.
+pub(crate) fn pem((chain, key): &Certified) -> [String; 2] {
+    let block = |label: &str, der: &[u8]| {
+        let text = BASE64_STANDARD.encode(der);
+        // OpenSSL reads no longer lines (RFC 7468 §2).
+        let lines = text.as_bytes().chunks(64).map(String::from_utf8_lossy).collect::<Vec<_>>().join("\n");
+        format!("-----BEGIN {label}-----\n{lines}\n-----END {label}-----\n")
+    };
+    [chain.iter().map(|one| block("CERTIFICATE", one)).collect(), block("PRIVATE KEY", key.secret_der())]
+}
+
 pub(crate) fn pkcs8(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
 }

@@ -14,13 +14,17 @@ use rcgen::{
     SanType,
 };
 
+use rustls_pki_types::CertificateDer;
+
 use super::domain::{Certified, instant, pkcs8};
 
-/// One root that signs leaves itself.
+/// A root that signs leaves itself, or an authority below one.
 pub(crate) struct Authority {
     params: CertificateParams,
     key: KeyPair,
     pub(crate) root: String,
+    /// The authorities up to the root, which is none of them.
+    between: Vec<CertificateDer<'static>>,
 }
 
 impl Authority {
@@ -35,7 +39,18 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         change(&mut params, telemetry::now());
         let root = params.self_signed(&key).unwrap().pem();
-        Self { params, key, root }
+        Self { params, key, root, between: vec![] }
+    }
+
+    /// An authority below this one.
+    pub(crate) fn below(&self, change: impl FnOnce(&mut CertificateParams)) -> Self {
+        let (mut params, key) = (self.params.clone(), KeyPair::generate().unwrap());
+        params.distinguished_name.push(DnType::CommonName, "issuer");
+        params.use_authority_key_identifier_extension = true;
+        change(&mut params);
+        let signed = params.signed_by(&key, &Issuer::new(self.params.clone(), &self.key)).unwrap();
+        let between = [vec![signed.der().clone()], self.between.clone()].concat();
+        Self { params, key, root: self.root.clone(), between }
     }
 
     /// A certificate with these names.
@@ -64,7 +79,7 @@ impl Authority {
         params.subject_alt_names = names.to_vec();
         change(&mut params, now);
         let leaf = params.signed_by(key, &Issuer::new(self.params.clone(), &self.key)).unwrap();
-        (vec![leaf.der().clone()], pkcs8(key))
+        ([vec![leaf.der().clone()], self.between.clone()].concat(), pkcs8(key))
     }
 
     /// The scope of the partner `name`, which speaks for `domain` by this authority.

@@ -1,6 +1,6 @@
 //! Partners at the edge: each is believed for its own names, under its own roots, at the ports that list it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, future::Future, sync::Arc};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use entente::{
@@ -27,37 +27,46 @@ use crate::support::{
     soon, wire,
 };
 
-const NAME: &str = "edge.sip.contoso.example";
-const OURS: &str = "spiffe://contoso.example/ns/sip/server/client";
+pub(super) const NAME: &str = "edge.sip.contoso.example";
+pub(super) const OURS: &str = "spiffe://contoso.example/ns/sip/server/client";
 
-fn own_names() -> Vec<SanType> {
+pub(super) fn own_names() -> Vec<SanType> {
     vec![uri(OURS), dns("client.sip.contoso.example")]
 }
 
-fn of_a() -> Vec<SanType> {
+pub(super) fn of_a() -> Vec<SanType> {
     vec![dns("sip.fabrikam.example")]
 }
 
-fn of_b() -> Vec<SanType> {
+pub(super) fn of_b() -> Vec<SanType> {
     vec![dns("sip.litware.example")]
 }
 
 /// An Edge server, the partners that it knows, and whoever else dials it.
-struct Edge {
-    control: Arc<Server>,
-    a: Authority,
-    b: Authority,
-    applications: Vec<Application>,
-    sidecar: Sidecar,
+pub(super) struct Edge {
+    pub(super) control: Arc<Server>,
+    pub(super) a: Authority,
+    pub(super) b: Authority,
+    pub(super) applications: Vec<Application>,
+    pub(super) sidecar: Sidecar,
 }
 
 impl Edge {
     /// One port for each of `listeners`, each with an application behind it.
-    async fn new(listeners: Vec<Allow>) -> Self {
+    pub(super) async fn new(listeners: Vec<Allow>) -> Self {
         Self::with(listeners, |_| ()).await
     }
 
-    async fn with(listeners: Vec<Allow>, change: impl FnOnce(&mut Brief) + Send + 'static) -> Self {
+    pub(super) async fn with(listeners: Vec<Allow>, change: impl FnOnce(&mut Brief) + Send + 'static) -> Self {
+        Self::planned(listeners, change, |plan| plan).await
+    }
+
+    /// The same with whatever else is to be planned.
+    pub(super) async fn planned(
+        listeners: Vec<Allow>,
+        change: impl FnOnce(&mut Brief) + Send + 'static,
+        plan_more: impl FnOnce(Plan) -> Plan,
+    ) -> Self {
         let (control, ip) = (control().await, address());
         let (a, b) = (Authority::new("fabrikam"), Authority::new("litware"));
         let mut applications = vec![];
@@ -73,39 +82,28 @@ impl Edge {
         let scopes: Vec<_> =
             scopes.into_iter().filter(|scope| listed.iter().any(|name| scope.id.ends_with(name))).collect();
         let known = move |brief: &mut Brief| scopes.into_iter().for_each(|scope| add(brief, scope));
-        let sidecar = plan.brief(known).brief(change).start().await;
+        let sidecar = plan_more(plan.brief(known).brief(change)).start().await;
         Self { control, a, b, applications, sidecar }
     }
 
     /// A connection that was let in, which says so by its first echo.
-    async fn open(&self, listener: usize, certificate: Certified) -> Option<TlsStream<TcpStream>> {
+    pub(super) async fn open(&self, listener: usize, certificate: Certified) -> Option<TlsStream<TcpStream>> {
         let config = wire::client(Some(certificate));
         let mut stream = wire::connect(self.sidecar.inbound[listener], config, NAME).await.ok()?;
         echo(&mut stream).await.then_some(stream)
     }
 
     /// `ok`, or the code of the one refusal that the call brought.
-    async fn outcome(&self, listener: usize, certificate: Certified) -> String {
-        let before = self.sidecar.reasons().await;
-        if self.open(listener, certificate).await.is_some() {
-            return "ok".to_owned();
-        }
-        let news = eventually("a refusal", || async {
-            let now = self.sidecar.reasons().await;
-            // Those that were let in before end without a goodbye.
-            let is_new = |(code, count): &(String, u32)| code != "Truncated" && before.get(code) != Some(count);
-            let new: Vec<_> = now.into_iter().filter(is_new).map(|(code, _)| code).collect();
-            (!new.is_empty()).then_some(new)
-        });
-        news.await.join(" ")
+    pub(super) async fn outcome(&self, listener: usize, certificate: Certified) -> String {
+        outcome_of(&self.sidecar, self.open(listener, certificate)).await
     }
 
-    fn change(&self, change: impl FnOnce(&mut Brief)) {
+    pub(super) fn change(&self, change: impl FnOnce(&mut Brief)) {
         self.control.change_brief(&self.sidecar.home.uid, change);
     }
 
     /// The reason for which `stream`, which was open, is ended.
-    async fn cut(&self, mut stream: TlsStream<TcpStream>, reason: &str) {
+    pub(super) async fn cut(&self, mut stream: TlsStream<TcpStream>, reason: &str) {
         soon("the connection's end", async { while matches!(stream.read(&mut [0; 16]).await, Ok(1..)) {} }).await;
         self.sidecar.refused("inbound", reason, 1).await;
         let series = format!("entente_cut_by_reason_total{{direction=\"inbound\",reason=\"{reason}\"}}");
@@ -113,7 +111,23 @@ impl Edge {
     }
 }
 
-async fn echo(stream: &mut TlsStream<TcpStream>) -> bool {
+/// `ok` where `opening` brings something, or the code of the one refusal that it brings at `sidecar`.
+pub(super) async fn outcome_of<T>(sidecar: &Sidecar, opening: impl Future<Output = Option<T>>) -> String {
+    let before = sidecar.reasons().await;
+    if opening.await.is_some() {
+        return "ok".to_owned();
+    }
+    let news = eventually("a refusal", || async {
+        let now = sidecar.reasons().await;
+        // Those that were let in before end without a goodbye.
+        let is_new = |(code, count): &(String, u32)| code != "Truncated" && before.get(code) != Some(count);
+        let new: Vec<_> = now.into_iter().filter(is_new).map(|(code, _)| code).collect();
+        (!new.is_empty()).then_some(new)
+    });
+    news.await.join(" ")
+}
+
+pub(super) async fn echo(stream: &mut TlsStream<TcpStream>) -> bool {
     let talk = async {
         stream.write_all(b"hello").await?;
         let mut answer = [0; 5];
@@ -122,12 +136,12 @@ async fn echo(stream: &mut TlsStream<TcpStream>) -> bool {
     soon("an answer or an end", talk).await.unwrap_or(false)
 }
 
-fn partners(names: &[&str]) -> Allow {
+pub(super) fn partners(names: &[&str]) -> Allow {
     Allow { partners: allowed(names), ..Allow::default() }
 }
 
 /// Our own authority, with whatever names: what our issuer would refuse is signed with its key directly.
-fn own(domain: &Domain, names: &[SanType]) -> Certified {
+pub(super) fn own(domain: &Domain, names: &[SanType]) -> Certified {
     domain.forge("client", |params, _| params.subject_alt_names = names.to_vec())
 }
 
@@ -416,7 +430,7 @@ async fn a_partners_open_connection_ends_with_the_reason_that_now_applies_and_no
 }
 
 /// Key identifier of the issuer, and serial.
-fn x509(certificate: &Certified) -> String {
+pub(super) fn x509(certificate: &Certified) -> String {
     use x509_parser::{extensions::ParsedExtension, prelude::FromDer};
     let (_, leaf) = x509_parser::certificate::X509Certificate::from_der(&certificate.0[0]).unwrap();
     let issuer = leaf.extensions().iter().find_map(|one| match one.parsed_extension() {

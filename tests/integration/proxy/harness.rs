@@ -118,6 +118,16 @@ impl Plan {
         self
     }
 
+    /// What is mounted to be shown to `partner`.
+    pub(super) fn mounts(self, partner: &str, files: [&str; 2]) -> Self {
+        let folder = self.state.path().join("presented").join(partner);
+        std::fs::create_dir_all(&folder).unwrap();
+        for (name, content) in ["tls.crt", "tls.key"].iter().zip(files) {
+            std::fs::write(folder.join(name), content).unwrap();
+        }
+        self
+    }
+
     pub(super) fn egress(self, network: EgressNetwork) -> Self {
         self.brief(move |brief| brief.egress.networks.push(network))
     }
