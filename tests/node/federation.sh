@@ -18,8 +18,10 @@ federation_apply() {
   say "applying examples/federation"
   wait_for 60 "the first TrustDomain" "" kubectl get trustdomain contoso
   # The first words to a webhook that has just started may be lost, so they are said again.
-  wait_for 30 "that examples/federation is accepted" "" kubectl apply -k "$FEDERATION"
+  wait_for 30 "that examples/federation is accepted" "$LOG/federation.log" federation_accepted
 }
+
+federation_accepted() { kubectl apply -k "$FEDERATION" >"$LOG/federation.log" 2>&1; }
 
 service_address() { kubectl get service "$2" -n "$1" -o 'jsonpath={.spec.clusterIP}'; }
 
