@@ -16,6 +16,9 @@ use crate::{
 /// Name of the ConfigMap with the roots of a namespace's partners.
 pub const NAME: &str = "entente-partners";
 
+/// Bytes up to which lists are passed on in it.
+const MOST_LISTS: usize = 768 * 1024;
+
 /// The scopes of the partners that ports of `server` list, as far as they are trusted now.
 pub fn scopes(topology: &Topology, server: &Server, now: Timestamp) -> Vec<Scope> {
     if server.role != Role::Edge {
@@ -31,13 +34,13 @@ pub fn scopes(topology: &Topology, server: &Server, now: Timestamp) -> Vec<Scope
 
 fn scope(partner: &Partner, now: Timestamp) -> Option<Scope> {
     let anchors: Vec<String> = partner.anchors(now).map(|root| root.pem.clone()).collect();
-    let trusted = partner.is_trusted(now) && !anchors.is_empty();
+    let trusted = partner.is_trusted(now) && (partner.names.web || !anchors.is_empty());
     trusted.then(|| Scope {
         id: partner_scope(&partner.key.name),
         names: ScopeNames::Partner(partner.names.clone()),
         anchors,
         issuers: vec![],
-        revocation: None,
+        revocation: partner.revocation.clone(),
     })
 }
 
@@ -54,7 +57,11 @@ pub fn common(published: Vec<Scope>, now: &[Scope]) -> Vec<Scope> {
             trust_domain: names.trust_domain.clone().filter(|own| also.trust_domain.as_ref() == Some(own)),
             web: names.web && also.web,
         };
-        Some(Scope { names: ScopeNames::Partner(names), anchors: shared(&scope.anchors, &other.anchors)?, ..scope })
+        // What was taken back meanwhile is taken back at once.
+        let revocation = other.revocation.clone().or_else(|| scope.revocation.clone());
+        // Anchors of the web PKI stand elsewhere; roots and those never stand in for each other.
+        let anchors = if names.web { vec![] } else { shared(&scope.anchors, &other.anchors)? };
+        Some(Scope { names: ScopeNames::Partner(names), anchors, revocation, ..scope })
     };
     published.into_iter().filter_map(both).collect()
 }
@@ -74,14 +81,26 @@ fn narrower<T: Clone + PartialEq>(one: &[T], other: &[T]) -> Option<Vec<T>> {
 }
 
 /// What ConfigMap `entente-partners` of a namespace holds; nothing = there is none.
-fn data(topology: &Topology, namespace: &str, now: Timestamp) -> BTreeMap<String, String> {
+fn data<'a>(topology: &'a Topology, namespace: &str, now: Timestamp) -> BTreeMap<String, String> {
     let here = topology.partners().filter(|partner| partner.key.namespace == namespace);
-    let one = |partner: &Partner| {
+    let one = |partner: &'a Partner| {
         let scope = scope(partner, now)?;
         let roots = Bundle::of(scope.anchors.iter().map(String::as_str)).render();
-        Some((format!("{}.crt", partner.key.name), roots))
+        Some((partner.key.name.as_str(), roots, partner.crl_pem.as_str()))
     };
-    here.filter_map(one).collect()
+    let mut data = BTreeMap::new();
+    let mut bytes = 0;
+    for (name, roots, lists) in here.filter_map(one) {
+        bytes += roots.len() + lists.len();
+        // Everybody's lists together must fit into one object; those that do not are told to sidecars alone.
+        if !lists.is_empty() && bytes <= MOST_LISTS {
+            data.insert(format!("{name}.crl.pem"), lists.to_owned());
+        }
+        if !roots.is_empty() {
+            data.insert(format!("{name}.crt"), roots);
+        }
+    }
+    data
 }
 
 /// Writes the ConfigMaps of a domain's edge namespaces; one that has no partner to tell of has none.
@@ -96,6 +115,8 @@ pub(super) fn write(topology: &Topology, world: &World, domain: &Domain, now: Ti
     }
     for partner in topology.partners().filter(|partner| partner.domain == domain.name) {
         let ends = partner.roots.iter().map(|root| root.validity.not_after.as_second() + 1);
+        let stale = partner.revocation.iter().flat_map(|lists| lists.next_updates.values().map(|end| end + 1));
+        let ends = ends.chain(stale);
         let ends = ends.filter_map(|second| Timestamp::from_second(second).ok()).chain(partner.valid_until);
         ends.filter(|end| *end > now).for_each(|end| plan.wake(end));
     }

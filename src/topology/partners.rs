@@ -1,20 +1,14 @@
 //! Partners: other organisations, each resolved for itself. One loses only what is wrong about it; what nothing is left
 //! of is not there.
 
-use std::collections::BTreeSet;
-
 use base64::prelude::{BASE64_STANDARD, Engine};
 
 use super::{
     Declared, Key, Partner, PartnerKey, Problem, Topology,
     resolve::{Problems, not_joined, seniority},
+    trust,
 };
-use crate::{
-    api::FederationPartner,
-    brief::PartnerNames,
-    identity::DnsName,
-    pki::roots::{self, Root, RootError},
-};
+use crate::{api::FederationPartner, brief::PartnerNames, identity::DnsName};
 
 /// Adds every partner that is accepted, oldest first: what two claim, the older one keeps.
 pub(super) fn partners(declared: &Declared, topology: &mut Topology, problems: &mut Problems) {
@@ -64,8 +58,12 @@ fn partner(
         problems.push(Problem::InvalidPin(pin.chars().take(80).collect()));
         return None;
     }
-    let roots = roots(object, key, declared, problems);
-    if domains.is_empty() || roots.is_empty() {
+    let trust = trust::trust(object, key, declared, problems)?;
+    if let Some(problem) = trust.trust_domain.as_ref().and_then(|name| identities(name, key, topology)) {
+        problems.push(problem);
+        return None;
+    }
+    if domains.is_empty() || !trust.is_there() {
         return None;
     }
     Some(Partner {
@@ -77,10 +75,12 @@ fn partner(
             domains,
             server_names,
             public_key_pins: spec.public_key_pins.clone(),
-            trust_domain: None,
-            web: false,
+            trust_domain: trust.trust_domain,
+            web: trust.web,
         },
-        roots,
+        roots: trust.roots,
+        revocation: trust.revocation,
+        crl_pem: trust.crl_pem,
         valid_until: spec.valid_until.as_ref().map(|time| time.0),
     })
 }
@@ -103,50 +103,21 @@ fn claim(text: &str, key: &PartnerKey, topology: &Topology) -> Result<DnsName, P
     }
 }
 
+/// Whose identities those of the SPIFFE trust domain `name` are already.
+fn identities(name: &DnsName, key: &PartnerKey, topology: &Topology) -> Option<Problem> {
+    let ours = topology.domains().find(|domain| domain.trust_domain == *name);
+    if let Some(domain) = ours {
+        return Some(Problem::DomainOverlap { name: name.clone(), other: format!("TrustDomain {}", domain.name) });
+    }
+    let mut neighbours = topology.partners().filter(|other| other.key.namespace == key.namespace);
+    let older = neighbours.find(|other| other.names.trust_domain.as_ref() == Some(name))?;
+    let other = format!("the older FederationPartner {}", older.key.name);
+    Some(Problem::DomainOverlap { name: name.clone(), other })
+}
+
 /// Whether it is the base64 of a SHA-256 digest.
 fn is_pin(text: &str) -> bool {
     BASE64_STANDARD.decode(text).is_ok_and(|digest| digest.len() == 32)
-}
-
-/// The roots that may anchor the partner's scope.
-fn roots(object: &FederationPartner, key: &PartnerKey, declared: &Declared, problems: &mut Vec<Problem>) -> Vec<Root> {
-    let read = match text(object, key, declared) {
-        Ok(pem) => roots::read(pem).map_err(|error| error.to_string()),
-        Err(why) => Err(why),
-    };
-    let mut found = vec![];
-    let mut subjects = BTreeSet::new();
-    match read {
-        Err(why) => problems.push(Problem::UnreadableRoots(why)),
-        Ok(all) => {
-            for one in all {
-                match one {
-                    Ok(root) if declared.own_keys.contains(&root.key) => drop(subjects.insert(root.subject)),
-                    Ok(root) => found.push(root),
-                    Err(error @ RootError::Unfit { .. }) => problems.push(Problem::NotACa(error.to_string())),
-                    Err(error) => problems.push(Problem::UnreadableRoots(error.to_string())),
-                }
-            }
-        }
-    }
-    problems.extend(subjects.into_iter().map(Problem::AnchorIsOurs));
-    // The first to end is told first.
-    found.sort_by_key(|root| (root.validity.not_after, root.sha256.clone()));
-    found
-}
-
-/// The PEM text that the partner gives.
-fn text<'a>(object: &'a FederationPartner, key: &PartnerKey, declared: &'a Declared) -> Result<&'a str, String> {
-    let trust = &object.spec.trust;
-    match (&trust.ca_bundle, &trust.config_map_ref) {
-        (Some(pem), _) => Ok(pem),
-        (None, Some(wanted)) => match declared.partner_roots.get(key) {
-            Some(Ok(pem)) => Ok(pem),
-            Some(Err(why)) => Err(why.clone()),
-            None => Err(format!("ConfigMap {} could not be read yet", wanted.name)),
-        },
-        (None, None) => Err("exactly one of caBundle and configMapRef must be set".to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::{Seen, count, first_visit, named};
+use super::{
+    Seen, count, first_visit, named,
+    partner_trust::{self, Sources},
+};
 use crate::{
     api::{
         AnchorStatus, Distribution, FederationPartner, FederationPartnerStatus, PartnerState, Role,
@@ -13,7 +16,7 @@ use crate::{
     topology::{Partner, PartnerKey, Problem},
 };
 
-const KINDS: [&str; 4] = ["Ready", "Accepted", "AnchorsValid", "Distributed"];
+const KINDS: [&str; 6] = ["Ready", "Accepted", "TrustFresh", "AnchorsValid", "RevocationFresh", "Distributed"];
 
 pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&Problem]) -> FederationPartnerStatus {
     let old = object.status.clone().unwrap_or_default();
@@ -22,7 +25,8 @@ pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&P
     let partner = seen.topology.partner(&key);
     let edges = edges(seen, &key);
     let states =
-        if old.conditions.is_empty() { first_visit(&KINDS) } else { judge(partner, problems, &edges, seen.now) };
+        if old.conditions.is_empty() { first_visit(&KINDS) } else { judge(seen, object, (partner, problems), &edges) };
+    let sources = Sources::of(object, seen.world.declared.kept.get(&key));
     let anchor = |root: &Root| AnchorStatus {
         sha256: root.sha256.clone(),
         subject: root.subject.clone(),
@@ -32,9 +36,9 @@ pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&P
         conditions: write(&states, &old.conditions, generation, seen.now),
         observed_generation: generation,
         anchors: partner.map(|partner| in_order(partner, seen.now).map(anchor).collect()).unwrap_or_default(),
-        trust_source: String::new(),
-        bundle: None,
-        crl: None,
+        trust_source: sources.word().to_owned(),
+        bundle: sources.bundle(),
+        crl: partner.and_then(partner_trust::lists),
         distribution: Distribution {
             edges: count(edges.iter().map(|pods| pods.all.len()).sum()),
             current: count(edges.iter().map(|pods| pods.current).sum()),
@@ -54,7 +58,14 @@ fn edges<'a>(seen: &'a Seen<'_>, key: &PartnerKey) -> Vec<&'a Pods<'a>> {
     edges.filter_map(|server| seen.turns.get(server.domain.as_str())?.survey.get(&server.key)).collect()
 }
 
-fn judge(partner: Option<&Partner>, problems: &[&Problem], edges: &[&Pods<'_>], now: Timestamp) -> Vec<State> {
+fn judge(
+    seen: &Seen<'_>,
+    object: &FederationPartner,
+    (partner, problems): (Option<&Partner>, &[&Problem]),
+    edges: &[&Pods<'_>],
+) -> Vec<State> {
+    let now = seen.now;
+    let sources = Sources::of(object, seen.world.declared.kept.get(&PartnerKey::of(object)));
     let accepted = match problems.first() {
         Some(problem) => State::bad("Accepted", problem.reason(), problem.to_string()),
         None => State::good("Accepted", "Accepted", "valid, and its names are nobody else's"),
@@ -63,7 +74,7 @@ fn judge(partner: Option<&Partner>, problems: &[&Problem], edges: &[&Pods<'_>], 
         Some(partner) => anchors_valid(partner, now),
         None => State::unknown("AnchorsValid", "NotAccepted", "the partner is not accepted"),
     };
-    let parts = [accepted, anchors, distributed(edges)];
+    let parts = [accepted, sources.fresh(now), anchors, sources.revocation(partner, now), distributed(edges)];
     // Nobody waits for one that is not to be trusted: it is not ready, and says so.
     let ended = partner.and_then(|partner| ended(partner, now));
     let summed: Vec<State> = parts.iter().take(1).cloned().chain(ended).chain(parts.iter().skip(1).cloned()).collect();
@@ -81,6 +92,9 @@ fn ended(partner: &Partner, now: Timestamp) -> Option<State> {
 
 fn anchors_valid(partner: &Partner, now: Timestamp) -> State {
     const KIND: &str = "AnchorsValid";
+    if partner.names.web {
+        return State::good(KIND, "Valid", "the roots of the web PKI, as they were when this version was built");
+    }
     let begun = |second: Timestamp| second <= now;
     let valid = partner.anchors(now).filter(|root| begun(root.validity.not_before)).count();
     if valid > 0 {
