@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 use clap::Args;
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -36,6 +37,10 @@ pub(super) struct Controller {
     /// Port of the admission webhook.
     #[arg(long, default_value_t = 9443)]
     webhook_port: u16,
+    /// Networks that no address of a partner's (bundle endpoint, revocation list) may lead to, beside loopback, link-local,
+    /// multicast and metadata addresses: those of pods, Services and nodes. Separated by commas.
+    #[arg(long, env = "ENTENTE_FEDERATION_DENIED", value_delimiter = ',')]
+    federation_denied: Vec<IpNet>,
     /// Port of health and metrics.
     #[arg(long, default_value_t = 8080)]
     health_port: u16,
@@ -53,6 +58,7 @@ pub(super) fn run(arguments: Controller) -> anyhow::Result<()> {
         channel: at(arguments.channel_port),
         webhook: at(arguments.webhook_port),
         health: at(arguments.health_port),
+        denied: arguments.federation_denied,
     };
     info!(?config, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

@@ -14,9 +14,9 @@ mod leadership;
 mod ledgers;
 mod proxies;
 mod replicas;
-mod roots;
 mod secrets;
 mod serving;
+pub mod sources;
 mod stores;
 mod view;
 mod watch;
@@ -39,6 +39,7 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{get, post},
 };
+use ipnet::IpNet;
 use jiff::Timestamp;
 use kube::{Client, Config as KubeConfig, runtime::events::EventType};
 use rustls::ServerConfig;
@@ -98,6 +99,8 @@ pub struct Config {
     pub webhook: SocketAddr,
     /// Health and metrics.
     pub health: SocketAddr,
+    /// Networks that no address of a partner's may lead to, beside those that never may.
+    pub denied: Vec<IpNet>,
 }
 
 /// Listens first, so that a port conflict is an error at start, then runs until `shutdown`.
@@ -182,7 +185,9 @@ async fn replica(
     servers.spawn(async move {
         let _ = stopped.run_until_cancelled(follow).await;
     });
-    let seat = Seat { client, clock, namespace, stores, proxies, metrics, audit, ledgers, events, publish, leads };
+    let asker = Arc::new(sources::Asker::new(client.clone(), &config.denied, signal.clone()));
+    let seat =
+        Seat { client, clock, namespace, stores, proxies, metrics, audit, ledgers, events, asker, publish, leads };
     seat.run(&signal, &ready, shutdown).await;
     Ok(())
 }
@@ -255,6 +260,7 @@ struct Seat {
     audit: Arc<Audit>,
     ledgers: Ledgers,
     events: events::Events,
+    asker: Arc<sources::Asker>,
     publish: latest::Sender<Arc<View>>,
     leads: latest::Receiver<bool>,
 }
@@ -294,8 +300,7 @@ impl Seat {
     async fn round(&self, epoch: u64, lead: bool, memory: &mut Memory, now: Timestamp) -> Duration {
         let authorities = self.stores.authorities(now);
         let mut world = self.stores.world(&authorities);
-        let Some(roots) = memory.roots.look(&self.client, &world.declared.partners, now).await else { return AGAIN };
-        world.declared.partner_roots = roots;
+        world.declared.web_roots = Arc::clone(&self.asker.web_roots);
         world.proxies = self.proxies.seen(telemetry::now());
         world.behind_since = memory.behind_since.clone();
         world.gone_since = memory.gone(&world, now);
@@ -312,6 +317,7 @@ impl Seat {
         if !lead {
             return SWEEP;
         }
+        world.asked = memory.sources.look(&self.asker, &world, now);
         world.secrets = memory.secrets.look(&self.client, next.topology.servers(), now).await;
         let plan = plan::plan(&next.topology, &problems, &world, now);
         memory.behind(&plan, now);
@@ -393,7 +399,7 @@ pub struct Memory {
     gone_since: BTreeMap<String, Timestamp>,
     reported: BTreeMap<Key, Vec<Problem>>,
     secrets: secrets::Secrets,
-    roots: roots::Roots,
+    sources: sources::Sources,
 }
 
 impl Memory {
@@ -458,6 +464,8 @@ fn log_failure(step: &Step, failure: &ApplyError) {
         Step::DeleteBundle { .. } => "remove a bundle",
         Step::WritePartners { .. } => "write the roots of partners",
         Step::DeletePartners { .. } => "remove the roots of partners",
+        Step::KeepTrust { .. } => "keep what the sources of a partner say",
+        Step::ForgetTrust { .. } => "forget what was kept of a partner",
         Step::DeleteLedger { .. } => "remove a ledger",
         Step::DomainStatus { .. } | Step::ServerStatus { .. } | Step::PartnerStatus { .. } => "write a status",
     };

@@ -17,7 +17,7 @@ use entente::{
         AuthorityFacts, AuthoritySeen, Step, World, own_keys,
         register::{self, Fresh},
     },
-    topology::{Declared, Key, Topology},
+    topology::{Declared, Key, Topology, kept::KeptSeen},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -118,6 +118,7 @@ impl Map {
 
     pub(super) fn seen(&self, held: &Held) -> World {
         let mut world = held.world.clone();
+        world.asked = super::partners::asked(&world, self.now());
         for (domain, register) in &held.registers {
             let seen = match register.load(self.now()) {
                 Ok(loaded) => {
@@ -188,6 +189,18 @@ impl Map {
             }
             Step::DeletePartners { namespace } => {
                 held.world.partner_bundles.remove(namespace).ok_or(ApplyError::Conflict)?;
+            }
+            Step::KeepTrust { key, version: planned, record } => {
+                let held_now = held.world.declared.kept.get(key);
+                if held_now.and_then(|seen| seen.version.clone()) != *planned {
+                    return Err(ApplyError::Conflict);
+                }
+                let name = format!("of {key}");
+                let seen = KeptSeen { name, version: Some(version), record: Some(Arc::clone(record)) };
+                held.world.declared.kept.insert(key.clone(), seen);
+            }
+            Step::ForgetTrust { key, .. } => {
+                held.world.declared.kept.remove(key).ok_or(ApplyError::Conflict)?;
             }
             Step::DeleteLedger { name } => {
                 held.world.ledgers.remove(name).ok_or(ApplyError::Conflict)?;
