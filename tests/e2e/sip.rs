@@ -12,6 +12,8 @@ use crate::{
 
 const EXAMPLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/federation");
 
+const OK: &str = "SIP/2.0 200 OK";
+
 /// The example with other words for `contoso` and `fabrikam`, so that two of them stand side by side.
 struct Pair {
     us: String,
@@ -47,6 +49,14 @@ impl Pair {
 
     fn edge(&self) -> String {
         format!("{}-edge", self.us)
+    }
+
+    fn reception(&self) -> String {
+        format!("reception@{}.example", self.us)
+    }
+
+    fn helpdesk(&self) -> String {
+        format!("helpdesk@{}.example", self.them)
     }
 
     fn namespaces(&self) -> [String; 3] {
@@ -98,6 +108,19 @@ impl Pair {
         let (made, failed) = found.unwrap_or_else(|| panic!("call.sh {line}: {}\n{}", said.out, said.err));
         assert_eq!(failed, 0, "call.sh {line}: {}\n{}", said.out, said.err);
         Calls { made, failed, set_up: set_up.to_owned() }
+    }
+
+    /// The partner's standing; then each side's message to the other is answered so.
+    fn partner_is(&self, state: &str, answer: &str) {
+        let change = json!({"spec": {"state": state}}).to_string();
+        let partner = format!("federationpartner/{}", self.them);
+        must(&["patch", &partner, "-n", &self.edge(), "--type=merge", "-p", &change]);
+        for (from, to) in [(&self.namespaces()[0], self.helpdesk()), (&self.them, self.reception())] {
+            until(60, &format!("{to} is answered {answer}"), || {
+                let found = self.message(from, &to);
+                if found == answer { Ok(()) } else { Err(found) }
+            });
+        }
     }
 
     fn wire(&self, verb: &str) -> String {
@@ -201,19 +224,23 @@ fn sip_calls_and_messages_pass_both_edges_both_ways_and_a_foreign_from_is_answer
     let calls = amount(1000, 100);
     let pair = with_entente();
     let ours = pair.namespaces()[0].clone();
-    let (reception, helpdesk) = (format!("reception@{}.example", pair.us), format!("helpdesk@{}.example", pair.them));
 
     pair.wire("start");
-    assert_eq!(pair.message(&pair.them, &reception), "SIP/2.0 200 OK");
-    assert_eq!(pair.message(&ours, &helpdesk), "SIP/2.0 200 OK");
+    assert_eq!(pair.message(&pair.them, &pair.reception()), OK);
+    assert_eq!(pair.message(&ours, &pair.helpdesk()), OK);
     let (incoming, outgoing) = (pair.calls_in(calls), pair.calls_out(calls));
     assert_eq!((incoming.made, outgoing.made), (calls, calls));
-    let foreign = format!("{reception} somebody@{}.example", pair.us);
+    let foreign = format!("{} somebody@{}.example", pair.reception(), pair.us);
     assert_eq!(pair.message(&pair.them, &foreign), "SIP/2.0 403 Not Your Domain");
     let seen = pair.wire("stop");
     let line = |port: &str| seen.lines().find(|line| line.contains(port)).unwrap_or_default().to_owned();
     assert!(line("5061").contains(" 0 readable lines"), "{seen}");
     assert!(!line("5061").contains(" 0 packets") && !line("5060").contains(" 0 readable"), "{seen}");
+
+    // Withdrawn, the partner is out in both directions, and our own users go on.
+    pair.partner_is("Suspended", "SIP/2.0 408 Request Timeout");
+    assert_eq!(pair.message(&ours, &pair.reception()), OK);
+    pair.partner_is("Active", OK);
     drop(pair);
 
     let plain = without_entente();

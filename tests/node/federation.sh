@@ -18,8 +18,10 @@ federation_apply() {
   say "applying examples/federation"
   wait_for 60 "the first TrustDomain" "" kubectl get trustdomain contoso
   # The first words to a webhook that has just started may be lost, so they are said again.
-  wait_for 30 "that examples/federation is accepted" "" kubectl apply -k "$FEDERATION"
+  wait_for 30 "that examples/federation is accepted" "$LOG/federation.log" federation_accepted
 }
+
+federation_accepted() { kubectl apply -k "$FEDERATION" >"$LOG/federation.log" 2>&1; }
 
 service_address() { kubectl get service "$2" -n "$1" -o 'jsonpath={.spec.clusterIP}'; }
 
@@ -62,6 +64,13 @@ federation_ready() {
     explain contoso-sip contoso-edge fabrikam
     fail "examples/federation is not Ready" "'kubectl describe trustedserver,federationpartner -n contoso-edge' names what is missing"
   fi
+  wait_for 30 "an answer of both servers to their users" "" servers_answer
+}
+
+# kube-proxy learns of a Ready pod a moment later than we do.
+servers_answer() {
+  kubectl exec -n contoso-sip deploy/users -c users -- sh /users/register.sh &&
+    kubectl exec -n fabrikam deploy/users -c users -- sh /users/register.sh
 }
 
 federation_waits() {

@@ -3,7 +3,7 @@
 
 BASE_PACKAGES=nftables
 TOOLS_PACKAGES=nftables,nginx-light,redis-server,redis-tools,curl,ca-certificates,openssl,socat,netcat-openbsd,iperf3,python3,tcpdump,procps,iproute2,util-linux
-SIP_PACKAGES=kamailio,kamailio-tls-modules,sip-tester,sipsak,openssl,tcpdump,procps,iproute2
+SIP_PACKAGES=kamailio,kamailio-tls-modules,sip-tester,sipsak,openssl,tcpdump,procps,iproute2,netbase
 
 # The Debian mirror that this machine itself uses: where its base system comes from.
 mirror() {

@@ -6,7 +6,7 @@ callee=$1 domain=$2 calls=${3:-1} rate=${4:-20}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-sipp -sf "$scenario" -t t1 -i "$POD_IP" -nostdin -m "$calls" -r "$rate" -recv_timeout 20000 \
+sipp -sf "$scenario" -t t1 -i "$POD_IP" -p 5080 -nostdin -m "$calls" -r "$rate" -recv_timeout 20000 \
   -key caller "$SIP_USER" -key home "$SIP_HOME" -key away "$domain" -s "$callee" \
   -trace_stat -stf stat.csv -trace_err -error_file errors.log -trace_shortmsg -shortmessage_file messages.log \
   "$SIP_PROXY" >screen.log 2>&1 || head -n 20 errors.log screen.log >&2

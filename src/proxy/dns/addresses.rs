@@ -13,6 +13,8 @@ use crate::identity::DnsName;
 
 /// Names that have an address at the same time.
 const MOST: usize = 512;
+/// Addresses that are held, those at rest included.
+const MOST_KEPT: usize = 4 * MOST;
 /// An address is given to no other name so long after its own has left.
 const REST: Duration = Duration::from_secs(3600);
 /// 240.61.0.0/16, of the range that is reserved and routed nowhere (RFC 1112 §4).
@@ -84,7 +86,8 @@ impl Addresses {
             if self.of.contains_key(*name) {
                 continue;
             }
-            let free = if held < MOST { self.free(name) } else { None };
+            let has_room = held < MOST && self.slots.len() < MOST_KEPT;
+            let free = if has_room { self.free(name) } else { None };
             let Some(slot) = free else {
                 left_out += 1;
                 continue;

@@ -7,6 +7,7 @@ use entente::{
     brief::{EgressHost, Mode},
     identity::DnsName,
 };
+use tokio::net::{TcpStream, UdpSocket};
 
 use super::harness::{Plan, Sidecar, address, control};
 use crate::support::{
@@ -226,4 +227,32 @@ async fn declared_names_need_no_entry_in_dns() {
     .await;
     let told = Ask::new(pod.dns.unwrap(), topology.as_str()).kind(Rtype::AAAA).play().await;
     assert_eq!((told.rcode, told.records), (NOERROR, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn at_its_bounds_the_guard_drops_what_is_new_and_comes_back() {
+    let resolver = Resolver::start(&[loopback()]).await;
+    let pod = pod(&[resolver.address]).await;
+    resolver.tell(WWW, &[ip(FOREIGN)]);
+    let server = pod.dns.unwrap();
+    let mut crowd = vec![];
+    for _ in 0..32 {
+        crowd.push(TcpStream::connect(server).await.unwrap());
+    }
+    assert_eq!(Ask::new(server, WWW).over_tcp().play().await, Told::default());
+    drop(crowd);
+    eventually("room for a connection", || async {
+        (Ask::new(server, WWW).over_tcp().play().await.addresses == [ip(FOREIGN)]).then_some(())
+    })
+    .await;
+    let before = pod.reasons().await["Limit"];
+    resolver.change(|script| script.silent = true);
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    for id in 0..300 {
+        socket.send_to(&query(WWW, Rtype::A, id, None), server).await.unwrap();
+    }
+    eventually("what is too much is counted", || async { (pod.reasons().await["Limit"] > before).then_some(()) }).await;
+    resolver.change(|script| script.silent = false);
+    eventually("room for a question", || async { (ask(&pod, WWW).await.addresses == [ip(FOREIGN)]).then_some(()) })
+        .await;
 }
