@@ -1,6 +1,9 @@
 //! `entente controller`: one replica of the control plane.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::Args;
 use ipnet::IpNet;
@@ -37,6 +40,12 @@ pub(super) struct Controller {
     /// Port of the admission webhook.
     #[arg(long, default_value_t = 9443)]
     webhook_port: u16,
+    /// Folder with tls.crt and tls.key of the bundle endpoint, certified by the web PKI; it is served where this is set.
+    #[arg(long, env = "ENTENTE_BUNDLE_CERTIFICATE")]
+    bundle_certificate: Option<PathBuf>,
+    /// Port of the bundle endpoint.
+    #[arg(long, default_value_t = 8444)]
+    bundle_port: u16,
     /// Networks that no address of a partner's (bundle endpoint, revocation list) may lead to, beside loopback, link-local,
     /// multicast and metadata addresses: those of pods, Services and nodes. Separated by commas.
     #[arg(long, env = "ENTENTE_FEDERATION_DENIED", value_delimiter = ',')]
@@ -58,6 +67,7 @@ pub(super) fn run(arguments: Controller) -> anyhow::Result<()> {
         channel: at(arguments.channel_port),
         webhook: at(arguments.webhook_port),
         health: at(arguments.health_port),
+        bundle: arguments.bundle_certificate.map(|folder| (at(arguments.bundle_port), folder)),
         denied: arguments.federation_denied,
     };
     info!(?config, "starting");

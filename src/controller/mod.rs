@@ -7,6 +7,7 @@ pub mod apply;
 mod audit;
 mod channel;
 mod clock;
+pub mod endpoint;
 mod events;
 mod health;
 mod issuance;
@@ -25,6 +26,7 @@ mod webhook;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -99,6 +101,8 @@ pub struct Config {
     pub webhook: SocketAddr,
     /// Health and metrics.
     pub health: SocketAddr,
+    /// Where other organisations fetch our bundles, and the folder of the certificate that is shown there.
+    pub bundle: Option<(SocketAddr, PathBuf)>,
     /// Networks that no address of a partner's may lead to, beside those that never may.
     pub denied: Vec<IpNet>,
 }
@@ -110,12 +114,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     };
     let listeners = [listen(config.channel).await?, listen(config.webhook).await?, listen(config.health).await?];
     let kube = KubeConfig::infer().await.context("found no access to a Kubernetes API server")?;
+    let public = match &config.bundle {
+        Some((address, folder)) => Some((listen(*address).await?, endpoint::Mounted::new(folder.clone()))),
+        None => None,
+    };
     let clock = Clock::new();
     let client = clock.client(kube)?;
     let control = ControlPlane::load(&client, &clock, &config.namespace, &config.service).await?;
     let mut watches = JoinSet::new();
     let mut servers = JoinSet::new();
-    let outcome = replica(&config, (client, clock), control, listeners, (&mut watches, &mut servers), &shutdown).await;
+    let tasks = (&mut watches, &mut servers);
+    let outcome = replica(&config, (client, clock), control, (listeners, public), tasks, &shutdown).await;
     shutdown.cancel();
     watches.shutdown().await;
     // Servers end by themselves: what they are in the middle of, they finish.
@@ -132,7 +141,7 @@ async fn replica(
     config: &Config,
     (client, clock): (Client, Clock),
     control: ControlPlane,
-    listeners: [TcpListener; 3],
+    (listeners, public): ([TcpListener; 3], Option<(TcpListener, Arc<endpoint::Mounted>)>),
     (watches, servers): (&mut JoinSet<()>, &mut JoinSet<()>),
     shutdown: &CancellationToken,
 ) -> Result<()> {
@@ -166,6 +175,15 @@ async fn replica(
     let hook_router = hook_router(config, client.clone(), view.clone(), &control);
     servers.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
     servers.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
+    if let Some((listener, certificate)) = public {
+        let (public, stopped) = (view.clone(), shutdown.clone());
+        let told: endpoint::Told = Arc::new(move |domain, file| public.borrow().public(domain, file));
+        servers.spawn(async move {
+            if let Err(failure) = endpoint::serve(listener, certificate, told, stopped).await {
+                error!(error = %failure, "the bundle endpoint ended");
+            }
+        });
+    }
     let health_router = health::router(Arc::clone(&metrics), Arc::clone(&ready), Arc::clone(&proxies));
     let stopped = shutdown.clone();
     servers.spawn(async move {

@@ -289,6 +289,27 @@ mod tests {
     }
 
     #[test]
+    fn a_stale_list_of_one_issuer_of_a_partner_says_nothing_of_another() {
+        let partner = |issuer: &str| PartnerIdentity {
+            partner: "fabrikam".to_owned(),
+            dns_names: BTreeSet::new(),
+            serial: vec![2],
+            issuer: Some(issuer.to_owned()),
+            not_before: at(100),
+            not_after: at(1_000),
+        };
+        let mut scope = Scope { issuers: vec![], ..scope(300, &["0107"], &[]) };
+        if let Some(revocation) = &mut scope.revocation {
+            revocation.serials.insert("bb".to_owned(), vec![]);
+            revocation.next_updates = BTreeMap::from([("aa".to_owned(), 500), ("bb".to_owned(), 300)]);
+        }
+        let view = View::of(&scope).unwrap();
+        assert_eq!(view.judge_partner(&partner("aa"), at(400)), Ok(()));
+        assert_eq!(view.judge_partner(&partner("bb"), at(400)), Err(Refusal::StaleCrl));
+        assert_eq!(view.judge_partner(&partner("aa"), at(501)), Err(Refusal::StaleCrl));
+    }
+
+    #[test]
     fn without_any_view_nobody_is_admitted() {
         assert_eq!(View::default().judge(&peer("friend", 2, Some("aa")), at(0)), Err(Refusal::IssuerNotCurrent));
         let unknown = View::of(&Scope { revocation: None, ..scope(500, &[], &[]) }).unwrap();

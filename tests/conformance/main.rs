@@ -8,6 +8,7 @@ mod linted;
 mod made;
 mod own_ca;
 mod refused;
+#[cfg(feature = "controller")]
 mod spiffe;
 mod tools;
 mod verified;

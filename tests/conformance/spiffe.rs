@@ -1,4 +1,4 @@
-//! Bundle endpoints of go-spiffe, which our client fetches under both profiles.
+//! go-spiffe at the other end of a bundle endpoint: our client fetches its bundle under both profiles, and it fetches ours.
 
 use std::{
     io::{BufRead, BufReader},
@@ -9,12 +9,18 @@ use std::{
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use entente::{
-    controller::sources::{
-        address::Denied,
-        fetch::{FetchError, Fetcher},
-        proof::Proof,
+    controller::{
+        endpoint::{self, Mounted, Told},
+        sources::{
+            address::Denied,
+            fetch::{FetchError, Fetcher},
+            proof::Proof,
+        },
     },
     pki::{self, bundle::Bundle, spiffe},
+    plan::{AuthorityFacts, bundles},
+    telemetry,
+    topology::{Declared, Topology},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -23,7 +29,10 @@ use rcgen::{
 use rustls::RootCertStore;
 use serde_json::json;
 
-use crate::tools::{Folder, installed};
+use crate::{
+    made,
+    tools::{Folder, installed, run, said},
+};
 
 const DOMAIN: &str = "fabrikam.example";
 const ID: &str = "spiffe://fabrikam.example/bundle/endpoint";
@@ -48,8 +57,11 @@ impl Domain {
         let own = KeyPair::generate().unwrap();
         let mut leaf = CertificateParams::default();
         leaf.distinguished_name.push(DnType::CommonName, "endpoint");
-        leaf.subject_alt_names =
-            vec![SanType::URI(ID.try_into().unwrap()), SanType::DnsName(DOMAIN.try_into().unwrap())];
+        leaf.subject_alt_names = vec![
+            SanType::URI(ID.try_into().unwrap()),
+            SanType::DnsName(DOMAIN.try_into().unwrap()),
+            SanType::DnsName("localhost".try_into().unwrap()),
+        ];
         leaf.use_authority_key_identifier_extension = true;
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
@@ -137,4 +149,59 @@ fn a_bundle_of_go_spiffe_is_fetched_under_both_profiles_and_by_nobody_elses_word
     for wrong in [domain.by_id("spiffe://fabrikam.example/other"), stranger.by_id(ID)] {
         assert!(matches!(fetch(&domain, &wrong), Err(FetchError::Identity(_))), "{wrong:?}");
     }
+}
+
+/// What our endpoint tells of a trust domain of ours.
+fn ours() -> (String, Told) {
+    let now = telemetry::now();
+    let mut register = made::register(now);
+    let _ = made::rotate(&mut register, now);
+    let facts = AuthorityFacts::of(&register, &register.load(now).unwrap());
+    let object = json!({
+        "apiVersion": "entente.dev/v1alpha1", "kind": "TrustDomain", "metadata": {"name": "contoso", "uid": "u"},
+        "spec": {"spiffeTrustDomain": "contoso.example", "dnsSuffixes": ["contoso.example"]},
+    });
+    let declared = Declared { domains: vec![serde_json::from_value(object).unwrap()], ..Declared::default() };
+    let (topology, _) = Topology::resolve(&declared);
+    let data = bundles::data(topology.domain("contoso").unwrap(), &facts);
+    let roots = data["ca.crt"].clone();
+    (roots, Arc::new(move |domain, file| (domain == "contoso.example").then(|| data.get(file).cloned()).flatten()))
+}
+
+#[test]
+fn our_bundle_is_what_go_spiffe_fetches_and_it_asks_us_to_prove_ourselves() {
+    let (web, stranger, folder) = (Domain::new(), Domain::new(), Folder::new());
+    let shown = Folder::new();
+    shown.file("tls.crt", &web.certificate);
+    shown.file("tls.key", &web.key);
+    let (roots, told) = ours();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let shutdown = tokio_util::sync::CancellationToken::new();
+    let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let certificate = Mounted::new(shown.path().to_owned());
+    let serving = runtime.spawn(endpoint::serve(listener, certificate, told, shutdown.clone()));
+    let fetch = |trusted: &Domain, domain: &str| {
+        let mut command = installed("ENTENTE_SPIFFE", "spiffe");
+        let url = format!("https://localhost:{port}/{domain}/bundle.json");
+        command.args(["fetch", "contoso.example", &url, "web"]).arg(folder.file("roots.pem", &trusted.root));
+        run(&mut command)
+    };
+    // The certificate is read beside the listener: a first call may come before.
+    let mut answer = fetch(&web, "contoso.example");
+    for _ in 0..50 {
+        if answer.status.success() {
+            break;
+        }
+        answer = fetch(&web, "contoso.example");
+    }
+    assert!(answer.status.success(), "{}", said(&answer));
+    let bundle = spiffe::parse(&answer.stdout).unwrap();
+    assert_eq!(Bundle::of([bundle.pem.as_str()]), Bundle::of([roots.as_str()]), "both roots of a rotation");
+    assert!(bundle.sequence.is_some() && bundle.refresh_hint.is_some_and(|hint| hint <= 300));
+    for refused in [fetch(&stranger, "contoso.example"), fetch(&web, "fabrikam.example")] {
+        assert!(!refused.status.success(), "{}", said(&refused));
+    }
+    shutdown.cancel();
+    runtime.block_on(serving).unwrap().unwrap();
 }

@@ -134,7 +134,7 @@ impl Fetcher {
     /// Connects to an address that was looked at: a name that leads elsewhere at its next lookup changes nothing.
     async fn connect(&self, target: &Target, denied: &Denied) -> Result<TcpStream, FetchError> {
         let Target { host, port, .. } = target;
-        let found = match host.trim_matches(['[', ']']).parse::<IpAddr>() {
+        let found = match host.parse::<IpAddr>() {
             Ok(address) => vec![SocketAddr::new(address, *port)],
             Err(_) => (self.resolve)(host.clone(), *port).await.map_err(|_| FetchError::Lookup(host.clone()))?,
         };
@@ -179,7 +179,7 @@ impl Target {
         }
         Ok(Self {
             secure,
-            host: authority.host().to_owned(),
+            host: authority.host().trim_matches(['[', ']']).to_owned(),
             port: authority.port_u16().unwrap_or(if secure { 443 } else { 80 }),
             path: uri.path_and_query().map_or_else(|| "/".to_owned(), ToString::to_string),
             authority: authority.as_str().to_owned(),

@@ -295,10 +295,14 @@ async fn attempt(
     lane: Lane,
     now: Timestamp,
 ) -> (PartnerKey, Sign, Outcome) {
-    let place = asker.places[lane as usize].acquire().await;
+    let (places, before) = (&asker.places[lane as usize], job.record.clone());
+    let place = places.acquire().await;
     let outcome = job.run(&asker, now).await;
     drop(place);
-    asker.signal.raise();
+    // What is as it was wakes nobody, unless others may wait for its place.
+    if outcome.record != before || places.available_permits() == AT_ONCE[lane as usize] {
+        asker.signal.raise();
+    }
     (key, sign, outcome)
 }
 

@@ -72,9 +72,12 @@ impl<'a> Sources<'a> {
         let Some(kept) = self.kept else {
             return match trust.ca_bundle {
                 Some(_) => State::good(KIND, "Static", "the roots stand in caBundle"),
-                None => State::bad(KIND, "FetchFailed", "the source has not been asked yet"),
+                None => State::unknown(KIND, "NotAsked", "the source has not been asked yet"),
             };
         };
+        if kept.fetched == 0 && kept.failure.is_none() {
+            return State::unknown(KIND, "NotAsked", "the source has not answered yet");
+        }
         let stays = if kept.pem.is_empty() { "there was no good one yet" } else { "the last good roots stay" };
         match (&kept.failure, &trust.spiffe_endpoint) {
             (Some(failure), None) => State::bad(KIND, failure.kind.word(), format!("{}; {stays}", failure.message)),
@@ -160,5 +163,86 @@ fn place(object: &FederationPartner) -> String {
     match &object.spec.trust.config_map_ref {
         Some(wanted) => format!("ConfigMap {}", wanted.name),
         None => "caBundle".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn object(trust: &Value) -> FederationPartner {
+        serde_json::from_value(json!({
+            "apiVersion": "entente.dev/v1alpha1", "kind": "FederationPartner",
+            "metadata": {"name": "fabrikam", "namespace": "edge", "uid": "u"},
+            "spec": {"domains": ["fabrikam.example"], "trust": trust},
+        }))
+        .unwrap()
+    }
+
+    fn endpoint() -> Value {
+        json!({"spiffeEndpoint": {"url": "https://x.example/", "spiffeTrustDomain": "x.example", "profile": "HTTPSWeb"}})
+    }
+
+    fn map() -> Value {
+        json!({"configMapRef": {"name": "roots", "key": "ca.crt"}})
+    }
+
+    /// What TrustFresh says of a record that was got at second 1000, in `trust`, at `now`.
+    fn fresh(trust: &Value, failure: Option<FailureKind>, now: i64) -> (Option<bool>, &'static str) {
+        let object = object(trust);
+        let failure = failure.map(|kind| Failure::new(kind, "what is wrong"));
+        let record = Kept { pem: "roots".to_owned(), fetched: 1_000, refresh: 100, failure, ..Kept::of(&object) };
+        let seen = KeptSeen { record: Some(Arc::new(record)), ..KeptSeen::default() };
+        let state = Sources::of(&object, Some(&seen)).fresh(at(now));
+        (state.status, state.reason)
+    }
+
+    #[test]
+    fn trust_is_fresh_while_its_source_says_so_and_an_endpoint_has_three_of_its_hints() {
+        let back = FailureKind::SequenceWentBack;
+        for (trust, failure, now, expected) in [
+            (map(), None, 9_000, (Some(true), "Static")),
+            (map(), Some(FailureKind::FetchFailed), 1_001, (Some(false), "FetchFailed")),
+            (json!({"caBundle": "x"}), Some(FailureKind::FetchFailed), 1_001, (Some(false), "FetchFailed")),
+            (json!({"publicCA": {}}), None, 9_000, (Some(true), "PublicCA")),
+            (endpoint(), None, 1_300, (Some(true), "Fetched")),
+            (endpoint(), Some(back), 1_300, (Some(true), "Fetched")),
+            (endpoint(), Some(back), 1_301, (Some(false), "SequenceWentBack")),
+            (endpoint(), None, 1_301, (Some(false), "FetchFailed")),
+        ] {
+            assert_eq!(fresh(&trust, failure, now), expected, "{trust} {failure:?} {now}");
+        }
+        let nothing = Sources::of(&object(&map()), None).fresh(at(0));
+        assert_eq!((nothing.status, nothing.reason), (None, "NotAsked"));
+        let kept = Kept { fetched: 1_000, refresh: 100, ..Kept::default() };
+        assert_eq!(turns_stale(&object(&endpoint()), &kept), Some(at(1_301)));
+        assert_eq!(turns_stale(&object(&map()), &kept), None);
+    }
+
+    #[test]
+    fn a_bundle_is_told_with_its_number_its_times_and_why_it_could_not_be_fetched() {
+        let object = object(&endpoint());
+        let told = |failure: Option<Failure>| {
+            let record = Kept { sequence: Some(7), fetched: 1_000, refresh: 100, failure, ..Kept::of(&object) };
+            let seen = KeptSeen { record: Some(Arc::new(record)), ..KeptSeen::default() };
+            Sources::of(&object, Some(&seen)).bundle().unwrap()
+        };
+        let good = told(None);
+        assert_eq!(
+            (good.sequence, good.last_fetch_time, good.last_error.as_str()),
+            (Some(7), Some(seconds(at(1_000))), "")
+        );
+        assert_eq!(good.next_fetch_time, Some(seconds(at(1_100))));
+        let bad = told(Some(Failure::fetch("down")));
+        assert_eq!((bad.next_fetch_time, bad.last_error.as_str()), (None, "FetchFailed: down"));
+        assert_eq!(Sources::of(&object, None).bundle(), None);
     }
 }
