@@ -295,6 +295,8 @@ mod tests {
             dns_names: BTreeSet::new(),
             serial: vec![2],
             issuer: Some(issuer.to_owned()),
+            spiffe_id: None,
+            through: vec![],
             not_before: at(100),
             not_after: at(1_000),
         };

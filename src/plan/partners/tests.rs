@@ -270,10 +270,11 @@ fn what_a_partner_took_back_is_told_before_the_rest_of_a_change_is_published() {
     world.declared.partners[0].spec.revocation.crl_urls = vec!["http://crl.example".into()];
     let (topology, _) = Topology::resolve(&world.declared);
     let gate = topology.servers().find(|server| server.key.name == "gate").unwrap();
-    let now = scopes(&topology, gate, at(0));
-    let published = vec![Scope { revocation: None, ..now[0].clone() }];
-    assert!(common(published.clone(), &now)[0].revocation.is_some(), "lists count at once");
-    assert!(common(now, &published)[0].revocation.is_some(), "and stop to count when that is published");
+    let now = told(&topology, gate, at(0));
+    let mut published = now.clone();
+    published.scopes[0].revocation = None;
+    assert!(common(published.clone(), &now, gate).scopes[0].revocation.is_some(), "lists count at once");
+    assert!(common(now, &published, gate).scopes[0].revocation.is_some(), "and stop to count when that is published");
 }
 
 /// SplitMix64: a seed is a world.
