@@ -141,7 +141,7 @@ async fn taken(
 }
 
 /// Runs what parses bytes of others.
-async fn guarded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+pub(super) async fn guarded<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
     let ended = tokio::task::spawn_blocking(work).await;
     ended.map_err(|_| {
         Failure::new(FailureKind::Unparsable, "reading it failed in a way that must not be: please report it")

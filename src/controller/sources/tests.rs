@@ -117,6 +117,13 @@ async fn lists_of_a_config_map_are_judged_by_the_roots_that_came_with_them() {
     assert_eq!((broken.lists == record.lists, broken.list_failures.len()), (true, 1));
 }
 
+#[tokio::test]
+async fn a_parser_that_panics_costs_that_attempt_alone() {
+    let failed = ask::guarded(|| -> u8 { panic!("bytes that nobody thought of") }).await;
+    assert!(failed.is_err_and(|failure| failure.kind == kept::FailureKind::Unparsable));
+    assert_eq!(ask::guarded(|| 7).await.ok(), Some(7));
+}
+
 fn seen(object: &FederationPartner, pem: &str) -> (PartnerKey, KeptSeen) {
     let record = Kept { pem: pem.to_owned(), fetched: NOW - 1_000, ..Kept::of(object) };
     let held = KeptSeen { name: "n".to_owned(), version: Some("1".to_owned()), record: Some(Arc::new(record)) };

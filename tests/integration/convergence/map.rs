@@ -23,7 +23,10 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rcgen::KeyPair;
 
-use super::{key_of, partners::partner_key};
+use super::{
+    key_of,
+    partners::{asked, partner_key},
+};
 
 /// SplitMix64: a seed is a history.
 pub(super) struct Dice(u64);
@@ -118,7 +121,6 @@ impl Map {
 
     pub(super) fn seen(&self, held: &Held) -> World {
         let mut world = held.world.clone();
-        world.asked = super::partners::asked(&world, self.now());
         for (domain, register) in &held.registers {
             let seen = match register.load(self.now()) {
                 Ok(loaded) => {
@@ -296,7 +298,9 @@ impl Cluster for Map {
         let held = self.held.lock().unwrap();
         let past = self.past.lock().unwrap();
         let index = past.len().checked_sub(1 + usize::try_from(lag).unwrap());
-        Ok(if lag > 0 { index.map_or_else(World::default, |index| past[index].clone()) } else { self.seen(&held) })
+        let seen =
+            if lag > 0 { index.map_or_else(World::default, |index| past[index].clone()) } else { self.seen(&held) };
+        Ok(World { asked: asked(&seen, self.now()), ..seen })
     }
 
     async fn apply(&self, step: &Step) -> Result<(), ApplyError> {
