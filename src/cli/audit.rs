@@ -24,6 +24,7 @@ use crate::{
         bundles,
     },
     sidecar, telemetry,
+    topology::endpoint,
 };
 
 /// No call takes longer.
@@ -133,6 +134,12 @@ async fn observe(client: &Client, namespace: &str, port: u16) -> Result<Observed
     let domains = Api::<TrustDomain>::all(client.clone());
     let domains = within(domains.list(&ListParams::default())).await.context("could not list trust domains")?;
     let trust_domains = domains.items.iter().map(|domain| domain.spec.spiffe_trust_domain.clone()).collect();
+    let endpoints = domains.items.iter().map(|domain| {
+        let key = endpoint::key(namespace, &domain.name_any());
+        (key.to_string(), domain.uid().unwrap_or_default())
+    });
+    // Whoever is declared under such a name has it, and the endpoint is not there.
+    let servers: BTreeMap<_, _> = endpoints.chain(servers.items.into_iter().map(named)).collect();
     let listed = listed(client, &domains.items).await?;
     let authorities =
         domains.items.into_iter().filter_map(|domain| domain.status).flat_map(|status| status.authorities);
@@ -140,7 +147,7 @@ async fn observe(client: &Client, namespace: &str, port: u16) -> Result<Observed
         in_use,
         ledgers: ledgers.collect(),
         pods: pods.items.iter().filter_map(ResourceExt::uid).collect(),
-        servers: servers.items.into_iter().map(named).collect::<BTreeMap<_, _>>(),
+        servers,
         issuers: authorities.map(|one| one.key_id).collect::<BTreeSet<_>>(),
         trust_domains,
         listed,

@@ -5,13 +5,14 @@ use std::{
     path::PathBuf,
 };
 
-use clap::Args;
+use anyhow::Context;
+use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::controller::{self, Config};
+use crate::controller::{self, Config, Profile};
 
 /// What a replica is told; the chart sets all of it.
 #[derive(Debug, Args)]
@@ -40,8 +41,11 @@ pub(super) struct Controller {
     /// Port of the admission webhook.
     #[arg(long, default_value_t = 9443)]
     webhook_port: u16,
-    /// Folder with tls.crt and tls.key of the bundle endpoint, certified by the web PKI; it is served where this is set.
-    #[arg(long, env = "ENTENTE_BUNDLE_CERTIFICATE")]
+    /// How the bundle endpoint proves itself; it is served where this is set.
+    #[arg(long, env = "ENTENTE_BUNDLE_PROFILE", value_enum)]
+    bundle_profile: Option<BundleProfile>,
+    /// Folder with tls.crt and tls.key of the bundle endpoint, certified by the web PKI (HTTPSWeb).
+    #[arg(long, env = "ENTENTE_BUNDLE_CERTIFICATE", required_if_eq("bundle_profile", "HTTPSWeb"))]
     bundle_certificate: Option<PathBuf>,
     /// Port of the bundle endpoint.
     #[arg(long, default_value_t = 8444)]
@@ -55,9 +59,27 @@ pub(super) struct Controller {
     health_port: u16,
 }
 
+/// A profile of SPIFFE bundle endpoints.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum BundleProfile {
+    /// By a certificate of the web PKI.
+    #[value(name = "HTTPSWeb")]
+    HttpsWeb,
+    /// By a certificate of each domain's own, with the endpoint's SPIFFE ID.
+    #[value(name = "HTTPSSPIFFE")]
+    HttpsSpiffe,
+}
+
 pub(super) fn run(arguments: Controller) -> anyhow::Result<()> {
     let Controller { namespace, pod_name, service, sidecar_image, sidecar_pull_policy, listen, .. } = arguments;
     let at = |port| SocketAddr::new(listen, port);
+    let profile = match (arguments.bundle_profile, arguments.bundle_certificate) {
+        (Some(BundleProfile::HttpsWeb), folder) => {
+            Some(Profile::HttpsWeb(folder.context("HTTPSWeb needs a bundle certificate")?))
+        }
+        (Some(BundleProfile::HttpsSpiffe), _) => Some(Profile::HttpsSpiffe),
+        (None, _) => None,
+    };
     let config = Config {
         namespace,
         pod_name,
@@ -67,7 +89,7 @@ pub(super) fn run(arguments: Controller) -> anyhow::Result<()> {
         channel: at(arguments.channel_port),
         webhook: at(arguments.webhook_port),
         health: at(arguments.health_port),
-        bundle: arguments.bundle_certificate.map(|folder| (at(arguments.bundle_port), folder)),
+        bundle: profile.map(|profile| (at(arguments.bundle_port), profile)),
         denied: arguments.federation_denied,
     };
     info!(?config, "starting");

@@ -25,28 +25,67 @@ use tracing::{info, warn};
 use super::serving;
 use crate::telemetry;
 
+mod issued;
+
+pub(super) use issued::of as issued;
+pub use issued::{All, Certificate, Issued};
+
 /// The certificate is read again after this time.
 const LOOK: Duration = Duration::from_secs(30);
 
 /// Answers a file of the public trust bundle of a SPIFFE trust domain of ours, where there is one.
 pub type Told = Arc<dyn Fn(&str, &str) -> Option<String> + Send + Sync>;
 
+/// How the endpoint proves itself.
+pub enum Shown {
+    /// By a mounted certificate of the web PKI (https_web).
+    Mounted(Arc<Mounted>),
+    /// By certificates of our own domains (https_spiffe).
+    Issued(Arc<Issued>),
+}
+
 /// Serves `GET /DOMAIN/bundle.json`, `/DOMAIN/ca.crt` and `/DOMAIN/crl.pem` until `shutdown`, and follows its certificate.
+/// While there is none, every handshake fails.
 ///
 /// # Errors
 /// Where no TLS configuration can be made.
-pub async fn serve(
-    listener: TcpListener,
-    certificate: Arc<Mounted>,
-    told: Told,
-    shutdown: CancellationToken,
-) -> Result<()> {
-    let tls = Arc::new(ArcSwap::from_pointee(certificate.config()?));
-    tokio::select! {
-        () = serving::serve(listener, tls, router(told), shutdown) => {}
-        () = certificate.follow() => {}
+pub async fn serve(listener: TcpListener, shown: Shown, told: Told, shutdown: CancellationToken) -> Result<()> {
+    let serving = |resolver| {
+        let tls = Arc::new(ArcSwap::from_pointee(config(resolver)?));
+        anyhow::Ok(serving::serve(listener, tls, router(told), shutdown))
+    };
+    match shown {
+        Shown::Issued(issued) => serving(issued)?.await,
+        Shown::Mounted(mounted) => {
+            let serving = serving(Arc::clone(&mounted) as Arc<dyn ResolvesServerCert>)?;
+            tokio::select! {
+                () = serving => {}
+                () = mounted.follow() => {}
+            }
+        }
     }
     Ok(())
+}
+
+fn config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(telemetry::crypto()))
+        .with_safe_default_protocol_versions()?
+        .with_no_client_auth()
+        .with_cert_resolver(resolver);
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Reads a chain and its key, PEM both.
+fn pair(chain: &[u8], key: &[u8]) -> Result<CertifiedKey> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let key = PrivateKeyDer::from_pem_slice(key).context("tls.key must be PEM of a key")?;
+    let key = telemetry::crypto().key_provider.load_private_key(key).context("tls.key")?;
+    let next = CertifiedKey::new(chain.context("tls.crt must be PEM of certificates")?, key);
+    next.keys_match().context("tls.key must be the key of tls.crt")?;
+    Ok(next)
 }
 
 fn router(told: Told) -> Router {
@@ -78,18 +117,6 @@ impl Mounted {
         Arc::new(Self { folder, held: ArcSwapOption::empty() })
     }
 
-    /// A configuration that shows it. While there is none, every handshake fails.
-    fn config(self: &Arc<Self>) -> Result<ServerConfig> {
-        let mut config = ServerConfig::builder_with_provider(Arc::new(telemetry::crypto()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::clone(self) as Arc<dyn ResolvesServerCert>);
-        config.send_tls13_tickets = 0;
-        config.session_storage = Arc::new(NoServerSessionStorage {});
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(config)
-    }
-
     /// Reads it again now and then. One that cannot be used changes nothing.
     async fn follow(&self) {
         let mut said = String::new();
@@ -117,12 +144,7 @@ impl Mounted {
         let file = |name: &'static str| async move {
             tokio::fs::read(self.folder.join(name)).await.with_context(|| format!("{name} of the mounted Secret"))
         };
-        let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&file("tls.crt").await?).collect();
-        let key = PrivateKeyDer::from_pem_slice(&file("tls.key").await?).context("tls.key must be PEM of a key")?;
-        let key = telemetry::crypto().key_provider.load_private_key(key).context("tls.key")?;
-        let next = CertifiedKey::new(chain.context("tls.crt must be PEM of certificates")?, key);
-        next.keys_match().context("tls.key must be the key of tls.crt")?;
-        Ok(next)
+        pair(&file("tls.crt").await?, &file("tls.key").await?)
     }
 }
 

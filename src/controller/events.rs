@@ -51,10 +51,15 @@ impl Events {
         (Self { queue, view, metrics }, write)
     }
 
-    /// Something about a server.
+    /// Something about a server; about our bundle endpoint, on its domain.
     pub(super) fn about(&self, server: &Server, type_: EventType, reason: &str, action: &str, note: String) {
-        let (namespace, name) = (server.key.namespace.clone(), server.key.name.clone());
-        self.tell(reference("TrustedServer", Some(namespace), name, &server.uid), type_, reason, action, note);
+        let about = if server.built_in {
+            reference("TrustDomain", None, server.domain.clone(), &server.uid)
+        } else {
+            let (namespace, name) = (server.key.namespace.clone(), server.key.name.clone());
+            reference("TrustedServer", Some(namespace), name, &server.uid)
+        };
+        self.tell(about, type_, reason, action, note);
     }
 
     /// Something about a domain.

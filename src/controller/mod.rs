@@ -101,10 +101,19 @@ pub struct Config {
     pub webhook: SocketAddr,
     /// Health and metrics.
     pub health: SocketAddr,
-    /// Where other organisations fetch our bundles, and the folder of the certificate that is shown there.
-    pub bundle: Option<(SocketAddr, PathBuf)>,
+    /// Where other organisations fetch our bundles, and what is shown there.
+    pub bundle: Option<(SocketAddr, Profile)>,
     /// Networks that no address of a partner's may lead to, beside those that never may.
     pub denied: Vec<IpNet>,
+}
+
+/// How the bundle endpoint proves itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// By the certificate of the web PKI in this folder.
+    HttpsWeb(PathBuf),
+    /// By a certificate of each domain's own.
+    HttpsSpiffe,
 }
 
 /// Listens first, so that a port conflict is an error at start, then runs until `shutdown`.
@@ -115,7 +124,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     let listeners = [listen(config.channel).await?, listen(config.webhook).await?, listen(config.health).await?];
     let kube = KubeConfig::infer().await.context("found no access to a Kubernetes API server")?;
     let public = match &config.bundle {
-        Some((address, folder)) => Some((listen(*address).await?, endpoint::Mounted::new(folder.clone()))),
+        Some((address, profile)) => Some((listen(*address).await?, profile)),
         None => None,
     };
     let clock = Clock::new();
@@ -141,7 +150,7 @@ async fn replica(
     config: &Config,
     (client, clock): (Client, Clock),
     control: ControlPlane,
-    (listeners, public): ([TcpListener; 3], Option<(TcpListener, Arc<endpoint::Mounted>)>),
+    (listeners, public): ([TcpListener; 3], Option<(TcpListener, &Profile)>),
     (watches, servers): (&mut JoinSet<()>, &mut JoinSet<()>),
     shutdown: &CancellationToken,
 ) -> Result<()> {
@@ -175,15 +184,10 @@ async fn replica(
     let hook_router = hook_router(config, client.clone(), view.clone(), &control);
     servers.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
     servers.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
-    if let Some((listener, certificate)) = public {
-        let (public, stopped) = (view.clone(), shutdown.clone());
-        let told: endpoint::Told = Arc::new(move |domain, file| public.borrow().public(domain, file));
-        servers.spawn(async move {
-            if let Err(failure) = endpoint::serve(listener, certificate, told, stopped).await {
-                error!(error = %failure, "the bundle endpoint ended");
-            }
-        });
-    }
+    let bundle_endpoint = public.and_then(|public| {
+        let place = (&client, config.namespace.as_str());
+        tell_others(public, place, (&view, &signal), (&mut *watches, &mut *servers), shutdown)
+    });
     let health_router = health::router(Arc::clone(&metrics), Arc::clone(&ready), Arc::clone(&proxies));
     let stopped = shutdown.clone();
     servers.spawn(async move {
@@ -204,10 +208,53 @@ async fn replica(
         let _ = stopped.run_until_cancelled(follow).await;
     });
     let asker = Arc::new(sources::Asker::new(client.clone(), &config.denied, signal.clone()));
-    let seat =
-        Seat { client, clock, namespace, stores, proxies, metrics, audit, ledgers, events, asker, publish, leads };
+    let seat = Seat {
+        client,
+        clock,
+        namespace,
+        bundle_endpoint,
+        stores,
+        proxies,
+        metrics,
+        audit,
+        ledgers,
+        events,
+        asker,
+        publish,
+        leads,
+    };
     seat.run(&signal, &ready, shutdown).await;
     Ok(())
+}
+
+/// Serves our bundles to other organisations. Answers our namespace, where each domain has a certificate of its own there.
+fn tell_others(
+    (listener, profile): (TcpListener, &Profile),
+    (client, namespace): (&Client, &str),
+    (view, signal): (&latest::Receiver<Arc<View>>, &Signal),
+    (watches, servers): (&mut JoinSet<()>, &mut JoinSet<()>),
+    shutdown: &CancellationToken,
+) -> Option<String> {
+    let shown = match profile {
+        Profile::HttpsWeb(folder) => endpoint::Shown::Mounted(endpoint::Mounted::new(folder.clone())),
+        Profile::HttpsSpiffe => {
+            let table = stores::certificates(client, namespace, signal, watches);
+            let view = view.clone();
+            let all = move || {
+                let view = Arc::clone(&view.borrow());
+                table.read(|rows| view.topology.endpoints().filter_map(|own| endpoint::issued(rows, own)).collect())
+            };
+            endpoint::Shown::Issued(endpoint::Issued::new(Arc::new(all)))
+        }
+    };
+    let (public, stopped) = (view.clone(), shutdown.clone());
+    let told: endpoint::Told = Arc::new(move |domain, file| public.borrow().public(domain, file));
+    servers.spawn(async move {
+        if let Err(failure) = endpoint::serve(listener, shown, told, stopped).await {
+            error!(error = %failure, "the bundle endpoint ended");
+        }
+    });
+    (*profile == Profile::HttpsSpiffe).then(|| namespace.to_owned())
 }
 
 fn channel_router(
@@ -272,6 +319,7 @@ struct Seat {
     client: Client,
     clock: Clock,
     namespace: String,
+    bundle_endpoint: Option<String>,
     stores: Stores,
     proxies: Arc<Proxies>,
     metrics: Arc<health::Metrics>,
@@ -319,6 +367,7 @@ impl Seat {
         let authorities = self.stores.authorities(now);
         let mut world = self.stores.world(&authorities);
         world.declared.web_roots = Arc::clone(&self.asker.web_roots);
+        world.declared.bundle_endpoint.clone_from(&self.bundle_endpoint);
         world.proxies = self.proxies.seen(telemetry::now());
         world.behind_since = memory.behind_since.clone();
         world.gone_since = memory.gone(&world, now);
@@ -336,7 +385,8 @@ impl Seat {
             return SWEEP;
         }
         world.asked = memory.sources.look(&self.asker, &world, now);
-        world.secrets = memory.secrets.look(&self.client, next.topology.servers(), now).await;
+        let servers = next.topology.servers().chain(next.topology.endpoints());
+        world.secrets = memory.secrets.look(&self.client, servers, now).await;
         let plan = plan::plan(&next.topology, &problems, &world, now);
         memory.behind(&plan, now);
         let mut pause = plan.wake_at.map_or(SWEEP, |at| {

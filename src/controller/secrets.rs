@@ -15,6 +15,7 @@ use kube::{
 };
 use rcgen::KeyPair;
 use serde_json::json;
+use tracing::warn;
 
 use super::{
     apply::{ApplyError, within},
@@ -41,7 +42,7 @@ const LOOK_SECONDS: i64 = 60;
 /// Secrets that one round looks at.
 const AT_ONCE: usize = 16;
 /// Part of the objects that are such Secrets.
-const CERTIFICATE: &str = "certificate";
+pub(super) const CERTIFICATE: &str = "certificate";
 
 /// What was last seen of the Secrets, and when.
 #[derive(Debug, Default)]
@@ -62,6 +63,10 @@ impl Secrets {
         let due: Vec<_> = due.take(AT_ONCE).cloned().collect();
         for (key, name) in due {
             if let Some(seen) = seen(client, &key.namespace, &name).await {
+                let blocked = matches!(seen, SecretSeen::Foreign | SecretSeen::Denied);
+                if blocked && self.0.get(key).is_none_or(|(_, _, before)| *before != seen) {
+                    warn!(server = %key, secret = name, ?seen, "the Secret of a server is somebody else's or may not be written");
+                }
                 self.0.insert(key.clone(), (name, now, seen));
             }
         }
@@ -182,10 +187,12 @@ async fn put(
         data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect();
     let annotations: BTreeMap<_, _> = annotations.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
     let labels = [(PART, CERTIFICATE), ("app.kubernetes.io/managed-by", "entente")];
+    let (kind, owner) =
+        if server.built_in { ("TrustDomain", &server.domain) } else { ("TrustedServer", &server.key.name) };
     let owner = OwnerReference {
         api_version: "entente.dev/v1alpha1".to_owned(),
-        kind: "TrustedServer".to_owned(),
-        name: server.key.name.clone(),
+        kind: kind.to_owned(),
+        name: owner.clone(),
         uid: server.uid.clone(),
         ..OwnerReference::default()
     };

@@ -7,8 +7,11 @@ use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service};
 use kube::{Api, Client, core::DeserializeGuard, runtime::watcher::Config};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::task::JoinSet;
+use tracing::warn;
 
 use super::{
+    endpoint::Certificate,
+    secrets::CERTIFICATE,
     sources::record,
     watch::{Signal, Table, keep},
 };
@@ -24,7 +27,7 @@ use crate::{
     plan::{AuthorityFacts, AuthoritySeen, LedgerSeen, World, bundles, own_keys, partners},
     sidecar,
     topology::{
-        Declared, Key, PartnerKey, ServerKey,
+        Declared, Key, PartnerKey, ServerKey, endpoint,
         facts::{PodFacts, ServiceFacts},
         kept::KeptSeen,
     },
@@ -190,6 +193,7 @@ impl Stores {
                 namespaces,
                 pods: self.pods.rows().into_values().collect(),
                 services: self.services.rows().into_values().collect(),
+                bundle_endpoint: None,
             },
             unreadable,
             ending_namespaces: ending,
@@ -202,6 +206,30 @@ impl Stores {
             ..World::default()
         }
     }
+}
+
+/// Watches the certificates of our own bundle endpoints, with their keys.
+pub(super) fn certificates(
+    client: &Client,
+    namespace: &str,
+    signal: &Signal,
+    tasks: &mut JoinSet<()>,
+) -> Arc<Table<Arc<Certificate>>> {
+    let api = Api::<Secret>::namespaced(client.clone(), namespace);
+    let config = Config::default().labels(&format!("{PART}={CERTIFICATE}"));
+    keep(tasks, api, config, signal.clone(), |secret| {
+        let domain = secret.metadata.name.as_deref()?.strip_prefix(endpoint::SECRET)?;
+        let own = endpoint::key(secret.metadata.namespace.as_deref()?, domain);
+        let data = secret.data.as_ref()?;
+        let [chain, key] = ["tls.crt", "tls.key"].map(|name| data.get(name).map_or(&[][..], |bytes| &bytes.0));
+        match Certificate::read(chain, key, (&own.namespace, &own.name)) {
+            Ok(certificate) => Some(Arc::new(certificate)),
+            Err(error) => {
+                warn!(domain, error = %format!("{error:#}"), "the certificate of a bundle endpoint cannot be used");
+                None
+            }
+        }
+    })
 }
 
 fn readable<T>(rows: BTreeMap<String, Readable<T>>, unreadable: &mut Vec<(Key, String)>) -> Vec<T> {

@@ -55,7 +55,7 @@ pub struct Observed {
     pub ledgers: Vec<Kept>,
     /// UIDs of all pods.
     pub pods: BTreeSet<String>,
-    /// UIDs of the declared servers, by `namespace/name`.
+    /// UIDs of the declared servers, by `namespace/name`, and of domains by the names of their bundle endpoints.
     pub servers: BTreeMap<String, String>,
     /// Key identifiers of the authorities of all domains.
     pub issuers: BTreeSet<String>,

@@ -54,6 +54,14 @@ pub fn fingerprint(topology: &Topology, server: &Server, facts: &AuthorityFacts)
     pki::sha256_hex(text.as_bytes())[..32].to_owned()
 }
 
+/// Those of `domain` who take key and certificate from a Secret: servers, and our own bundle endpoint.
+fn holders<'a>(topology: &'a Topology, domain: &Domain) -> impl Iterator<Item = &'a Server> {
+    let all = topology.servers().chain(topology.endpoints());
+    all.filter(|server| {
+        server.domain == domain.name && server.secret_name.is_some() && server.standing == Standing::Active
+    })
+}
+
 /// The record of the certificate that is in the Secret of `server`, while somebody may use it.
 pub(super) fn held<'a>(world: &'a World, server: &Server, serial: &str, now: Timestamp) -> Option<&'a Record> {
     let own = world.ledgers.values().filter(|seen| seen.server == server.key);
@@ -75,19 +83,19 @@ fn due(record: &Record) -> Timestamp {
 /// Servers of `domain` whose Secret is not for what is declared and trusted now.
 pub(super) fn outdated<'a>(topology: &'a Topology, world: &World, domain: &Domain) -> Vec<&'a Server> {
     let Some(facts) = usable(world, &domain.name) else { return vec![] };
-    let own = topology.servers().filter(|server| server.domain == domain.name && server.standing == Standing::Active);
-    own.filter(|server| match world.secrets.get(&server.key).filter(|_| server.secret_name.is_some()) {
-        Some(SecretSeen::Ours { fingerprint: made_for, .. }) => *made_for != fingerprint(topology, server, facts),
-        Some(SecretSeen::Absent) => true,
-        Some(SecretSeen::Foreign | SecretSeen::Denied) | None => false,
-    })
-    .collect()
+    let asked = holders(topology, domain);
+    asked
+        .filter(|server| match world.secrets.get(&server.key) {
+            Some(SecretSeen::Ours { fingerprint: made_for, .. }) => *made_for != fingerprint(topology, server, facts),
+            Some(SecretSeen::Absent) => true,
+            Some(SecretSeen::Foreign | SecretSeen::Denied) | None => false,
+        })
+        .collect()
 }
 
 pub(super) fn write(topology: &Topology, domain: &Domain, world: &World, now: Timestamp, plan: &mut Plan) {
     let Some(facts) = usable(world, &domain.name) else { return };
-    let asked = topology.servers().filter(|server| server.domain == domain.name && server.secret_name.is_some());
-    for server in asked.filter(|server| server.standing == Standing::Active) {
+    for server in holders(topology, domain) {
         let made_for = fingerprint(topology, server, facts);
         let wanted = match world.secrets.get(&server.key) {
             Some(SecretSeen::Absent) => true,

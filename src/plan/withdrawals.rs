@@ -77,7 +77,7 @@ pub fn withdrawals(topology: &Topology, world: &World, domain: &Domain, now: Tim
         };
         known.extend(ledger.records().iter().map(|record| record.serial));
         let context = Context { topology, world, domain, alive: &alive, now };
-        let server = topology.server(&seen.server);
+        let server = topology.holder(&seen.server);
         let fate = context.fate(&seen.server, server, ledger);
         let mut taken = Taken {
             server: seen.server.clone(),

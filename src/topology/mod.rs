@@ -4,6 +4,7 @@
 //! objects that claim the same thing are settled by age: the older keeps it.
 
 mod egress;
+pub mod endpoint;
 pub mod facts;
 pub mod kept;
 mod names;
@@ -131,6 +132,8 @@ pub struct Declared {
     pub pods: Vec<PodFacts>,
     /// Services.
     pub services: Vec<ServiceFacts>,
+    /// Our own namespace, where the bundle endpoint of each domain has a certificate of that domain; `None` = nowhere.
+    pub bundle_endpoint: Option<String>,
 }
 
 impl Declared {
@@ -159,6 +162,9 @@ impl Declared {
 pub struct Topology {
     domains: BTreeMap<String, Domain>,
     servers: BTreeMap<ServerKey, Server>,
+    /// Our own bundle endpoints, by the name of the domain. They are among no servers: nothing is said of them, nobody
+    /// meets them.
+    endpoints: BTreeMap<String, Server>,
     partners: BTreeMap<PartnerKey, Partner>,
     /// Servers of a namespace, oldest first.
     by_age: BTreeMap<String, Vec<ServerKey>>,
@@ -230,6 +236,8 @@ pub struct Server {
     pub domain: String,
     /// Its identity.
     pub id: SpiffeId,
+    /// Nobody declares it: it is the bundle endpoint of its domain, and UID and age are the domain's.
+    pub built_in: bool,
     /// Its place in the topology.
     pub role: Role,
     /// Whether it is suspended.
@@ -385,6 +393,16 @@ impl Topology {
     /// A server by key.
     pub fn server(&self, key: &ServerKey) -> Option<&Server> {
         self.servers.get(key)
+    }
+
+    /// Our own bundle endpoints, by the name of the domain.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Server> {
+        self.endpoints.values()
+    }
+
+    /// Whoever may hold certificates under this key: a server, or a bundle endpoint of ours.
+    pub fn holder(&self, key: &ServerKey) -> Option<&Server> {
+        self.server(key).or_else(|| self.endpoints().find(|endpoint| endpoint.key == *key))
     }
 
     /// The partners, by key.

@@ -27,6 +27,16 @@ pub enum Problem {
     /// Another domain uses the same SPIFFE trust domain.
     #[error("spiffeTrustDomain {0} belongs to the older TrustDomain {1}")]
     TrustDomainConflict(DnsName, String),
+    /// A server that stands where our bundle endpoint would.
+    #[error(
+        "bundle endpoint {endpoint}: server {other} must have neither its name nor its Secret; it is not served under HTTPSSPIFFE"
+    )]
+    EndpointTaken {
+        /// The endpoint.
+        endpoint: String,
+        /// The server.
+        other: String,
+    },
     /// A selector that selects everything, or a requirement without values.
     #[error("selector must name at least one label, and every matchExpressions entry at least one value")]
     InvalidSelector,
@@ -164,6 +174,7 @@ impl Problem {
             Self::Unreadable(_) | Self::UnreadableRoots(_) => "Unreadable",
             Self::NoTrustDomain(_) | Self::DomainNotThere { .. } => "NoTrustDomain",
             Self::TrustDomainConflict(..) => "TrustDomainConflict",
+            Self::EndpointTaken { .. } => "EndpointTaken",
             Self::InvalidSelector => "InvalidSelector",
             Self::InvalidName(_) => "InvalidName",
             Self::NameOutsideDomain(..) => "NameOutsideDomain",

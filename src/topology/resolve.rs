@@ -10,7 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
 use sha2::{Digest, Sha256};
 
 use super::{
-    Declared, Domain, Key, PartnerKey, Problem, Selector, Server, ServerKey, ServerPort, Topology, egress,
+    Declared, Domain, Key, PartnerKey, Problem, Selector, Server, ServerKey, ServerPort, Topology, egress, endpoint,
     facts::{PodFacts, ServiceFacts, TargetPort},
     partners, peers,
     selector::service_selects,
@@ -34,6 +34,7 @@ pub(super) fn resolve(declared: &Declared) -> (Topology, Problems) {
     let mut problems = vec![];
     let domains = domains(declared, &mut problems);
     let mut topology = Topology { domains, web_roots: Arc::clone(&declared.web_roots), ..Topology::default() };
+    endpoints(declared, &mut topology, &mut problems);
     let order = servers(declared, &mut topology, &mut problems);
     pods(declared, &mut topology, &mut problems);
     services(declared, &mut topology, &mut problems);
@@ -106,6 +107,17 @@ fn serial(text: &str) -> Option<Serial> {
     Serial::parse(&bare.trim_start_matches('0').to_ascii_lowercase()).filter(|serial| serial.is_ours())
 }
 
+/// Adds our own bundle endpoint of every domain, where it is asked for.
+fn endpoints(declared: &Declared, topology: &mut Topology, problems: &mut Problems) {
+    for domain in topology.domains.values() {
+        match endpoint::of(declared, domain) {
+            Some(Ok(server)) => drop(topology.endpoints.insert(domain.name.clone(), server)),
+            Some(Err(problem)) => problems.push((Key::Domain(domain.name.clone()), problem)),
+            None => {}
+        }
+    }
+}
+
 /// Adds every server that has a domain, oldest first, and answers them in that order.
 fn servers<'a>(declared: &'a Declared, topology: &mut Topology, problems: &mut Problems) -> Vec<&'a TrustedServer> {
     // One that is being deleted is no longer declared, whatever still holds its object.
@@ -114,7 +126,8 @@ fn servers<'a>(declared: &'a Declared, topology: &mut Topology, problems: &mut P
     sorted.sort_by_key(|server| {
         seniority(&server.metadata, server.status.as_ref().map(|status| status.conditions.as_slice()))
     });
-    let mut claimed = BTreeMap::<DnsName, ServerKey>::new();
+    let reserved = topology.endpoints().flat_map(|own| own.names.iter().map(|name| (name.clone(), own.key.clone())));
+    let mut claimed: BTreeMap<DnsName, ServerKey> = reserved.collect();
     sorted.retain(|object| {
         let key = ServerKey::of(object);
         let mut own = vec![];
@@ -173,6 +186,7 @@ fn server(
         created: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0),
         domain: domain.name.clone(),
         id,
+        built_in: false,
         role: spec.role,
         standing: match spec.state {
             ServerState::Active => Standing::Active,

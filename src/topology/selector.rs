@@ -27,6 +27,11 @@ impl Selector {
         sound.then_some(Self(wanted))
     }
 
+    /// Selects no pod, whatever its labels.
+    pub(super) fn nothing() -> Self {
+        Self(BTreeMap::from([(String::new(), BTreeSet::new())]))
+    }
+
     /// Whether `labels` fit.
     pub fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
         self.0.iter().all(|(key, values)| labels.get(key).is_some_and(|value| values.contains(value)))
@@ -65,5 +70,12 @@ mod tests {
     fn an_empty_selector_is_none() {
         assert_eq!(Selector::parse(&PodSelector::default()), None);
         assert!(!service_selects(&BTreeMap::new(), &labels(&[("app", "web")])));
+    }
+
+    #[test]
+    fn a_selector_of_nothing_matches_no_labels() {
+        for some in [labels(&[]), labels(&[("app", "web")]), labels(&[("", "")])] {
+            assert!(!Selector::nothing().matches(&some), "{some:?}");
+        }
     }
 }

@@ -264,3 +264,59 @@ fn a_port_of_server_tls_says_how_clients_are_met_and_no_other_does() {
     let lenient = ServerTls { alpn: vec!["h2".into()], tls12: true, client_certificate: true };
     assert_eq!(met, [Some(lenient), Some(ServerTls::default()), None]);
 }
+
+#[test]
+fn a_bundle_endpoint_of_ours_is_there_where_it_is_asked_for_and_is_no_server() {
+    let mut world = declared(vec![server("web", 1, "  ports: [{name: a, port: 80}]")]);
+    world.pods =
+        vec![pod("web-1", "web", 1), PodFacts { namespace: "entente-system".into(), ..pod("controller", "", 2) }];
+    let (before, _) = Topology::resolve(&world);
+    assert_eq!(before.endpoints().count(), 0);
+    world.bundle_endpoint = Some("entente-system".into());
+    let (after, problems) = Topology::resolve(&world);
+    assert_eq!(problems, vec![]);
+    let own = after.endpoints().next().unwrap();
+    assert_eq!(own.id.to_string(), "spiffe://contoso.example/ns/entente-system/server/bundle-contoso");
+    assert_eq!((own.uid.as_str(), own.secret_name.as_deref()), ("d1", Some("entente-bundle-contoso")));
+    assert_eq!(
+        own.names.iter().map(DnsName::as_str).collect::<Vec<_>>(),
+        ["bundle-contoso.entente-system.contoso.example"]
+    );
+    assert_eq!((after.server(&own.key), after.holder(&own.key)), (None, Some(own)));
+    assert_eq!(Topology { endpoints: BTreeMap::new(), ..after.clone() }, before, "nothing else is different");
+}
+
+#[test]
+fn a_bundle_endpoint_shares_neither_name_nor_secret_with_a_server_and_the_domain_says_so() {
+    let elsewhere = |name: &str| {
+        let mut object = server(name, 1, "");
+        object.metadata.namespace = Some("entente-system".into());
+        object
+    };
+    let mut ending = elsewhere("bundle-contoso");
+    ending.metadata.deletion_timestamp = Some(crate::api::conditions::seconds(Timestamp::UNIX_EPOCH));
+    let mut thief = elsewhere("thief");
+    thief.spec.certificate.secret_name = "entente-bundle-contoso".into();
+    for other in [elsewhere("bundle-contoso"), ending, thief] {
+        for joined in [None, Some("contoso".to_owned())] {
+            let mut world = declared(vec![other.clone()]);
+            world.bundle_endpoint = Some("entente-system".into());
+            world.namespaces.insert("entente-system".into(), joined);
+            let (topology, problems) = Topology::resolve(&world);
+            assert_eq!(topology.endpoints().count(), 0);
+            let said = problems.iter().filter(|(key, _)| *key == Key::Domain("contoso".into()));
+            assert_eq!(said.map(|(_, problem)| problem.reason()).collect::<Vec<_>>(), ["EndpointTaken"]);
+        }
+    }
+    let name = "  dnsNames: [bundle-contoso.entente-system.contoso.example]";
+    let mut world = declared(vec![elsewhere("other"), server("web", 1, name)]);
+    world.bundle_endpoint = Some("entente-system".into());
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!((topology.endpoints().count(), reasons(&problems, "web")), (1, vec!["NameConflict"]));
+    let mut long = contoso();
+    long.metadata.name = Some("c".repeat(60));
+    world.domains = vec![long];
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!((topology.endpoints().count(), topology.domains().count()), (0, 1));
+    assert!(problems.iter().any(|(key, problem)| matches!(key, Key::Domain(_)) && problem.reason() == "InvalidName"));
+}

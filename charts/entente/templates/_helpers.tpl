@@ -26,3 +26,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- define "entente.domain" -}}
 {{- .Values.trustDomain.name | default (splitList "." .Values.trustDomain.spiffeTrustDomain | first) -}}
 {{- end }}
+
+{{/* Not empty where the bundle endpoint shows a mounted certificate (HTTPSWeb). */}}
+{{- define "entente.mountedBundle" -}}
+{{- if and .Values.bundleEndpoint.enabled .Values.bundleEndpoint.secretName -}}
+true
+{{- end -}}
+{{- end }}

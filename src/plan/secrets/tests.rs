@@ -83,3 +83,28 @@ fn a_rotation_waits_for_secrets_too() {
     world.secrets.insert(key(), SecretSeen::Denied);
     assert_eq!(waiting(&world), 0, "what may not be written holds nobody up");
 }
+
+#[test]
+fn our_bundle_endpoint_gets_its_secret_as_a_server_does_and_no_status_counts_it() {
+    let mut world = world(vec![server("web", "[]")], vec![]);
+    world.declared.bundle_endpoint = Some("entente-system".into());
+    let own = crate::topology::endpoint::key("entente-system", "contoso");
+    assert_eq!(written(&world, 200), (false, None), "nobody has looked yet");
+    world.secrets.insert(own.clone(), SecretSeen::Absent);
+    assert!(written(&world, 200).0);
+    let (topology, problems) = Topology::resolve(&world.declared);
+    let endpoint = topology.holder(&own).unwrap();
+    let made_for = fingerprint(&topology, endpoint, usable(&world, "contoso").unwrap());
+    let held = Record { holder: Holder::Secret("entente-bundle-contoso".into()), ..record(1, "", 3_100) };
+    let serial = held.serial.to_string();
+    world.ledgers.insert("ledger".into(), ledger(&own, &[held]));
+    world.secrets.insert(own, SecretSeen::Ours { serial, fingerprint: made_for });
+    assert_eq!(written(&world, 200), (false, Some(at(1_100))));
+    assert!(written(&world, 1_100).0, "it is renewed at a third of its life");
+    let plan = crate::plan::plan(&topology, &problems, &world, at(200));
+    let total = plan.steps.iter().find_map(|step| match step {
+        Step::DomainStatus { status, .. } => Some(status.servers.total),
+        _ => None,
+    });
+    assert_eq!(total, Some(1));
+}

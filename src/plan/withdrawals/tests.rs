@@ -230,3 +230,38 @@ fn a_sidecar_is_told_no_more_than_it_can_hold_and_what_somebody_decided_first() 
     let decided = world.ledgers["ledger-5"].ledger.as_ref().unwrap();
     assert!(decided.records().iter().all(|record| serials["aa"].contains(&record.serial)));
 }
+
+#[test]
+fn what_our_bundle_endpoint_holds_stays_while_it_is_served_and_is_taken_back_when_it_is_not() {
+    let mut world = shop();
+    let own = crate::topology::endpoint::key("entente-system", "contoso");
+    let held = Record { holder: Holder::Secret("entente-bundle-contoso".into()), ..record(7, "", 10_000) };
+    world.ledgers.insert("ledger-own".into(), ledger(&own, &[held]));
+    world.declared.domains[0].metadata.uid = Some("u-bundle-contoso".into());
+    let fate = |world: &World| {
+        let all = taken(world, 900);
+        all.of(&own).map(|own| (own.marks.len(), own.withdrawal.as_ref().map(|one| one.reason)))
+    };
+    let removed = |world: &World, second: i64| {
+        let (topology, problems) = Topology::resolve(&world.declared);
+        let plan = crate::plan::plan(&topology, &problems, world, at(second));
+        let gone =
+            |step: &crate::plan::Step| matches!(step, crate::plan::Step::DeleteLedger { name } if name == "ledger-own");
+        plan.steps.iter().any(gone)
+    };
+    let gone = Some((1, Some(WithdrawnDetail::Deleted)));
+    assert_eq!(fate(&world), gone, "no endpoint is served");
+    world.declared.bundle_endpoint = Some("entente-system".into());
+    assert_eq!((fate(&world), removed(&world, 900), removed(&world, 20_000)), (None, false, false));
+    let serial = record(7, "", 0).serial.to_string();
+    let mut stolen = world.clone();
+    stolen.declared.domains[0].spec.revocation.serials = vec![serial];
+    assert_eq!(fate(&stolen), Some((1, None)), "a single one is taken back like any other");
+    let mut anew = world.clone();
+    anew.declared.domains[0].metadata.uid = Some("another".into());
+    anew.declared.domains[0].metadata.creation_timestamp = Some(crate::api::conditions::seconds(at(2_000_000_000)));
+    assert_eq!(fate(&anew), gone, "another domain of that name inherits nothing");
+    assert!(removed(&anew, 20_000));
+    world.declared.bundle_endpoint = None;
+    assert_eq!((fate(&world), removed(&world, 900), removed(&world, 20_000)), (gone, false, true));
+}
