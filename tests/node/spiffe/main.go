@@ -1,15 +1,19 @@
-// Command spiffe is the other side of a bundle endpoint, by go-spiffe: it serves a bundle under either profile, and
-// fetches one.
+// Command spiffe is the other side of a bundle endpoint, by go-spiffe: it serves a bundle under either profile, fetches
+// one, and follows one.
 //
 //	spiffe serve DOMAIN BUNDLE.json CERT.pem KEY.pem    prints the address, serves until its input ends
 //	spiffe fetch DOMAIN URL web ROOTS.pem               prints the bundle, https_web
 //	spiffe fetch DOMAIN URL spiffe BUNDLE.json ID       prints the bundle, https_spiffe
+//	spiffe watch DOMAIN URL BUNDLE.json ID              prints the bundle and each one that follows, a line each, until its
+//	                                                    input ends; each is proven by the one before
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -43,8 +47,10 @@ func run(arguments []string) error {
 		return serve(domain, arguments[2], arguments[3], arguments[4])
 	case "fetch":
 		return fetch(domain, arguments[2], arguments[3:])
+	case "watch":
+		return watch(domain, arguments[2], arguments[3], arguments[4])
 	}
-	return errors.New("neither serve nor fetch")
+	return errors.New("neither serve, fetch nor watch")
 }
 
 func serve(domain spiffeid.TrustDomain, file, certificate, key string) error {
@@ -116,4 +122,53 @@ func fetch(domain spiffeid.TrustDomain, url string, how []string) error {
 	}
 	fmt.Println(string(text))
 	return nil
+}
+
+// follower trusts what it was told last.
+type follower struct {
+	known *spiffebundle.Bundle
+}
+
+func (f *follower) NextRefresh(time.Duration) time.Duration {
+	return 100 * time.Millisecond
+}
+
+func (f *follower) OnUpdate(bundle *spiffebundle.Bundle) {
+	f.known.SetX509Authorities(bundle.X509Authorities())
+	text, err := bundle.Marshal()
+	if err != nil {
+		f.OnError(err)
+		return
+	}
+	var line bytes.Buffer
+	if err := json.Compact(&line, text); err != nil {
+		f.OnError(err)
+		return
+	}
+	fmt.Println(line.String())
+}
+
+func (f *follower) OnError(err error) {
+	fmt.Fprintln(os.Stderr, "spiffe:", err)
+}
+
+func watch(domain spiffeid.TrustDomain, url, file, endpoint string) error {
+	known, err := spiffebundle.Load(domain, file)
+	if err != nil {
+		return err
+	}
+	id, err := spiffeid.FromString(endpoint)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		cancel()
+	}()
+	err = federation.WatchBundle(ctx, domain, url, &follower{known}, federation.WithSPIFFEAuth(known, id))
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
 }
