@@ -309,6 +309,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_our_bundle_endpoint_holds_belongs_to_its_domain() {
+        let now = telemetry::now().as_second();
+        let ledgers = "/api/v1/namespaces/entente-system/configmaps";
+        let domains = "/apis/entente.dev/v1alpha1/trustdomains";
+        let mut own = cluster();
+        own.insert(SHOWN, json!([]));
+        let record =
+            format!("{SERIAL} secret:entente-bundle-contoso key aa {} {} {} live\n", now - 600, now + 3_600, now);
+        let ledger = &mut own.get_mut(ledgers).unwrap()["items"][0];
+        ledger["metadata"]["annotations"]["entente.dev/server"] = "entente-system/bundle-contoso".into();
+        ledger["data"]["records"] = record.into();
+        ledger["data"]["serverUID"] = "domain-1".into();
+        ledger["data"]["identity"] = "spiffe://contoso.example/ns/entente-system/server/bundle-contoso".into();
+        own.get_mut(domains).unwrap()["items"][0]["metadata"]["uid"] = "domain-1".into();
+        assert_eq!(codes(own.clone()).await.unwrap(), Vec::<&str>::new());
+        own.get_mut(domains).unwrap()["items"][0]["metadata"]["uid"] = "domain-2".into();
+        assert_eq!(codes(own).await.unwrap(), ["ServerNotDeclared"]);
+    }
+
+    #[tokio::test]
     async fn what_does_not_answer_leaves_the_question_open() {
         for path in cluster().into_keys() {
             let mut part = cluster();

@@ -20,16 +20,23 @@ use entente::{
     plan::{
         self, LedgerSeen, ProxySeen, World,
         briefs::{self, Trust},
-        published, usable,
+        published,
+        secrets::SecretSeen,
+        usable,
         withdrawals::withdrawals,
     },
-    topology::{Key, ServerKey, Topology, facts::PodFacts},
+    topology::{Key, Server, ServerKey, Topology, endpoint, facts::PodFacts},
 };
 use futures::executor::block_on;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 
 use self::map::{Held, Map, serial};
+
+/// Our own bundle endpoint.
+fn own_endpoint() -> ServerKey {
+    endpoint::key("entente-system", "contoso")
+}
 
 /// Seconds that a certificate lives here.
 const LIFE: i64 = 90;
@@ -169,13 +176,18 @@ fn touch(meta: &mut ObjectMeta, version: u64) {
 /// A replica signs for a pod, as it sees the world: the record first, under the authority that is active.
 fn issue(held: &mut Held, map: &Map, pod: &PodFacts, number: u64) {
     let (topology, _) = Topology::resolve(&held.world.declared);
-    let Ok(server) = topology.attest(pod) else { return };
-    let Some(register) = held.registers.get("contoso") else { return };
-    let (now, authority) = (map.now(), register.load(map.now()).unwrap().active);
+    if let Ok(server) = topology.attest(pod) {
+        record(held, map.now(), server, (Holder::Pod(pod.uid.clone()), number));
+    }
+}
+
+/// Puts a record into the ledger of `server`, if somebody can sign.
+fn record(held: &mut Held, now: Timestamp, server: &Server, (holder, number): (Holder, u64)) -> Option<Serial> {
+    let authority = held.registers.get("contoso")?.load(now).unwrap().active;
     let end = Timestamp::from_second(now.as_second() + LIFE).unwrap();
     let record = Record {
         serial: serial(number, 9),
-        holder: Holder::Pod(pod.uid.clone()),
+        holder,
         key: number.to_string(),
         names: "n".into(),
         issuer: authority.key_id().to_owned(),
@@ -185,9 +197,11 @@ fn issue(held: &mut Held, map: &Map, pod: &PodFacts, number: u64) {
     };
     let name = format!("ledger-{}-{}", server.key.namespace, server.key.name);
     let mut ledger = held.world.ledgers.get(&name).and_then(|seen| seen.ledger.as_deref().cloned()).unwrap_or_default();
+    let serial = record.serial;
     ledger.append(&server.owner(), record, now).unwrap();
     let seen = LedgerSeen { server: server.key.clone(), ledger: Some(Arc::new(ledger)) };
     held.world.ledgers.insert(name, seen);
+    Some(serial)
 }
 
 /// Some sidecars, or all of them, take over what they would be told now.
@@ -244,10 +258,15 @@ fn run(seed: u64) {
         held.world.first_domain = Some(domain());
         let all = ["ns0", "ns1", "ns2"].map(|name| (name.to_owned(), Some("contoso".to_owned())));
         held.world.declared.namespaces = all.into();
+        held.world.secrets.insert(own_endpoint(), SecretSeen::Absent);
+        held.world.declared.bundle_endpoint = seed.is_multiple_of(3).then(|| own_endpoint().namespace);
     });
     let mut memory = Memory::default();
-    for _ in 0..40 {
+    for turn in 0..40 {
         life(&map);
+        if turn == 20 && seed.is_multiple_of(6) {
+            map.edit(|held| held.world.declared.bundle_endpoint = None);
+        }
         renew(&map);
         if map.dice.lock().unwrap().one_in(2) {
             sidecars_follow(&map, false);
@@ -281,7 +300,8 @@ fn judge(map: &Map, seed: u64) {
     let joined: BTreeSet<&String> =
         world.declared.namespaces.iter().filter(|(_, label)| label.is_some()).map(|(name, _)| name).collect();
     assert_eq!(world.bundles.keys().collect::<BTreeSet<_>>(), joined, "seed {seed}: bundles where they belong");
-    let servers: BTreeSet<ServerKey> = world.declared.servers.iter().map(key_of).collect();
+    let endpoint = world.declared.bundle_endpoint.is_some().then(own_endpoint);
+    let servers: BTreeSet<ServerKey> = world.declared.servers.iter().map(key_of).chain(endpoint.clone()).collect();
     assert!(world.ledgers.values().all(|ledger| servers.contains(&ledger.server)), "seed {seed}: no orphaned ledger");
     let register = &held.registers["contoso"];
     assert_eq!(register.load(map.now()).unwrap().members.len(), 1, "seed {seed}: every rotation comes to its end");
@@ -292,7 +312,19 @@ fn judge(map: &Map, seed: u64) {
     serials.sort();
     serials.dedup();
     assert_eq!(serials.len(), count, "seed {seed}: no serial twice");
-    assert!(records.clone().all(marked), "seed {seed}: what nobody renews ends or is taken back");
+    let own = endpoint.and_then(|key| world.ledgers.values().find(|seen| seen.server == key)?.ledger.clone());
+    let renewed = |record: &Record| own.as_ref().is_some_and(|own| own.records().contains(record));
+    assert!(
+        records.clone().all(|record| marked(record) || renewed(record)),
+        "seed {seed}: what nobody renews ends or is taken back"
+    );
+    if world.declared.bundle_endpoint.is_some() {
+        let Some(SecretSeen::Ours { serial, .. }) = world.secrets.get(&own_endpoint()) else {
+            panic!("seed {seed}: the endpoint has a certificate");
+        };
+        let shown = |record: &&Record| record.serial.to_string() == *serial && record.is_live(map.now());
+        assert!(own.unwrap().records().iter().any(|record| shown(&record)), "seed {seed}: and it is in the ledger");
+    }
     let (topology, problems) = Topology::resolve(&world.declared);
     let status = world.declared.domains[0].status.clone().unwrap();
     assert_eq!(status.topology_digest, topology.domain("contoso").unwrap().digest, "seed {seed}: published");

@@ -16,6 +16,7 @@ use entente::{
     plan::{
         AuthorityFacts, AuthoritySeen, Step, World, own_keys,
         register::{self, Fresh},
+        secrets::SecretSeen,
     },
     topology::{Declared, Key, Topology, kept::KeptSeen},
 };
@@ -26,6 +27,7 @@ use rcgen::KeyPair;
 use super::{
     key_of,
     partners::{asked, partner_key},
+    record,
 };
 
 /// SplitMix64: a seed is a history.
@@ -161,7 +163,13 @@ impl Map {
                 }
                 seen.ledger = Some(Arc::new(record));
             }
-            Step::WriteSecret { .. } => {}
+            Step::WriteSecret { server, fingerprint } => {
+                let holder = Holder::Secret(server.secret_name.clone().unwrap());
+                let number = held.version;
+                let serial = record(held, self.now(), server, (holder, number)).ok_or(ApplyError::Conflict)?;
+                let seen = SecretSeen::Ours { serial: serial.to_string(), fingerprint: fingerprint.clone() };
+                held.world.secrets.insert(server.key.clone(), seen);
+            }
             Step::Hold { key, version: planned, finalizers } => {
                 let Declared { servers, partners, .. } = &mut held.world.declared;
                 let gone = match key {
