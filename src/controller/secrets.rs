@@ -174,6 +174,19 @@ async fn record(
     })
 }
 
+/// Whose end is the Secret's: the server's, or the domain's whose bundle endpoint it is for.
+fn owner(server: &Server) -> OwnerReference {
+    let (kind, name) =
+        if server.built_in { ("TrustDomain", &server.domain) } else { ("TrustedServer", &server.key.name) };
+    OwnerReference {
+        api_version: "entente.dev/v1alpha1".to_owned(),
+        kind: kind.to_owned(),
+        name: name.clone(),
+        uid: server.uid.clone(),
+        ..OwnerReference::default()
+    }
+}
+
 /// Creates the Secret, or replaces the content of one that is ours.
 async fn put(
     client: &Client,
@@ -187,21 +200,12 @@ async fn put(
         data.into_iter().map(|(key, text)| (key.to_owned(), ByteString(text.into_bytes()))).collect();
     let annotations: BTreeMap<_, _> = annotations.into_iter().map(|(key, text)| (key.to_owned(), text)).collect();
     let labels = [(PART, CERTIFICATE), ("app.kubernetes.io/managed-by", "entente")];
-    let (kind, owner) =
-        if server.built_in { ("TrustDomain", &server.domain) } else { ("TrustedServer", &server.key.name) };
-    let owner = OwnerReference {
-        api_version: "entente.dev/v1alpha1".to_owned(),
-        kind: kind.to_owned(),
-        name: owner.clone(),
-        uid: server.uid.clone(),
-        ..OwnerReference::default()
-    };
     let fresh = Secret {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
             labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
             annotations: Some(annotations.clone()),
-            owner_references: Some(vec![owner]),
+            owner_references: Some(vec![owner(server)]),
             ..ObjectMeta::default()
         },
         type_: Some("kubernetes.io/tls".to_owned()),
@@ -221,4 +225,30 @@ async fn put(
     .map_err(|error| ApplyError::Register(error.to_string()))?;
     within(api.patch(name, &PatchParams::default(), &Patch::<Secret>::Json(patch))).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::{Declared, Topology};
+
+    #[test]
+    fn a_secret_goes_with_its_server_and_that_of_a_bundle_endpoint_with_its_domain() {
+        let object = |kind: &str, meta, spec| json!({"apiVersion": "entente.dev/v1alpha1", "kind": kind, "metadata": meta, "spec": spec});
+        let domain = json!({"spiffeTrustDomain": "contoso.example", "dnsSuffixes": ["contoso.example"]});
+        let server = json!({"selector": {"matchLabels": {"app": "web"}}, "serviceAccountName": "web"});
+        let domain = object("TrustDomain", json!({"name": "contoso", "uid": "d1"}), domain);
+        let server = object("TrustedServer", json!({"name": "web", "namespace": "shop", "uid": "s1"}), server);
+        let declared = Declared {
+            domains: vec![serde_json::from_value(domain).unwrap()],
+            servers: vec![serde_json::from_value(server).unwrap()],
+            namespaces: [("shop".to_owned(), Some("contoso".to_owned()))].into(),
+            bundle_endpoint: Some("entente-system".to_owned()),
+            ..Declared::default()
+        };
+        let (topology, _) = Topology::resolve(&declared);
+        let owners = topology.servers().chain(topology.endpoints()).map(owner);
+        let owners: Vec<_> = owners.map(|owner| format!("{} {} {}", owner.kind, owner.name, owner.uid)).collect();
+        assert_eq!(owners, ["TrustedServer web s1", "TrustDomain contoso d1"]);
+    }
 }
