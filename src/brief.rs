@@ -27,7 +27,7 @@ pub const VERSION: u32 = 4;
 /// Up to this many addresses are pushed to every proxy; beyond it proxies ask at the first dial.
 pub const PUSHED_ROUTES: usize = 2_000;
 /// Bound of a sync request's body, in bytes.
-pub const MAX_SYNC_REQUEST: usize = 192 * 1024;
+pub const MAX_SYNC_REQUEST: usize = 256 * 1024;
 /// Bound of a report inside it, in entries of refusals.
 pub const MAX_REPORTED_REFUSALS: usize = 256;
 /// Bound of a sync response's body, in bytes.

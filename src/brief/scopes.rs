@@ -66,6 +66,10 @@ pub struct Revocation {
     pub this_update: i64,
     /// Until when it may be relied on, Unix seconds.
     pub next_update: i64,
+    /// The same by the issuer's key identifier, for issuers whose lists end by themselves: a partner's. One that is not
+    /// here ends at `next_update`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub next_updates: BTreeMap<String, i64>,
     /// What becomes of new connections after that, and of those whose issuer has no entry. Always `Deny` in scope
     /// `internal`.
     pub on_stale: OnStale,

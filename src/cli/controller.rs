@@ -1,8 +1,12 @@
 //! `entente controller`: one replica of the control plane.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
 
 use clap::Args;
+use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -36,6 +40,16 @@ pub(super) struct Controller {
     /// Port of the admission webhook.
     #[arg(long, default_value_t = 9443)]
     webhook_port: u16,
+    /// Folder with tls.crt and tls.key of the bundle endpoint, certified by the web PKI; it is served where this is set.
+    #[arg(long, env = "ENTENTE_BUNDLE_CERTIFICATE")]
+    bundle_certificate: Option<PathBuf>,
+    /// Port of the bundle endpoint.
+    #[arg(long, default_value_t = 8444)]
+    bundle_port: u16,
+    /// Networks that no address of a partner's (bundle endpoint, revocation list) may lead to, beside loopback, link-local,
+    /// multicast and metadata addresses: those of pods, Services and nodes. Separated by commas.
+    #[arg(long, env = "ENTENTE_FEDERATION_DENIED", value_delimiter = ',')]
+    federation_denied: Vec<IpNet>,
     /// Port of health and metrics.
     #[arg(long, default_value_t = 8080)]
     health_port: u16,
@@ -53,6 +67,8 @@ pub(super) fn run(arguments: Controller) -> anyhow::Result<()> {
         channel: at(arguments.channel_port),
         webhook: at(arguments.webhook_port),
         health: at(arguments.health_port),
+        bundle: arguments.bundle_certificate.map(|folder| (at(arguments.bundle_port), folder)),
+        denied: arguments.federation_denied,
     };
     info!(?config, "starting");
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;

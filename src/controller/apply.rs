@@ -22,6 +22,7 @@ use tracing::info;
 
 use super::{
     audit::{Audit, Line},
+    sources,
     stores::{AUTHORITY, PART, read_register},
 };
 use crate::{
@@ -142,6 +143,15 @@ pub(super) async fn apply(client: &Client, namespace: &str, audit: &Audit, step:
             within(api.delete(partners::NAME, &DeleteParams::default())).await?;
             info!(namespace, "the roots of partners are removed: there is none any more");
         }
+        Step::KeepTrust { key, version, record } => {
+            sources::record::write(client, namespace, (key, version.clone()), record).await?;
+            info!(partner = %key, failing = record.failure.is_some(), "what a partner's sources say is kept");
+        }
+        Step::ForgetTrust { key, name } => {
+            let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
+            within(api.delete(name, &DeleteParams::default())).await?;
+            info!(partner = %key, "what was kept of a partner is removed: it is gone");
+        }
         Step::DeleteLedger { name } => {
             let api = Api::<ConfigMap>::namespaced(client.clone(), namespace);
             within(api.delete(name, &DeleteParams::default())).await?;
@@ -166,17 +176,26 @@ pub(super) async fn apply(client: &Client, namespace: &str, audit: &Audit, step:
     Ok(())
 }
 
+/// Fields inside of a status that may end.
+const OPTIONAL: [(&str, &[&str]); 3] = [
+    ("certificates", &["earliestNotAfter", "keyID"]),
+    ("bundle", &["sequence", "lastFetchTime", "nextFetchTime", "lastError"]),
+    ("crl", &["number", "thisUpdate", "nextUpdate"]),
+];
+
 /// A merge patch that says what the status is, and of which version of the object it was planned. Fields that a status
 /// no longer has are removed by `null`.
 fn status_patch(version: Option<&str>, status: &Value) -> Value {
     let mut status = status.clone();
     if let Value::Object(fields) = &mut status {
-        for optional in ["activeKeyID", "spiffeID"] {
+        for optional in ["activeKeyID", "spiffeID", "bundle", "crl"] {
             fields.entry(optional).or_insert(Value::Null);
         }
-        if let Some(Value::Object(certificates)) = fields.get_mut("certificates") {
-            for optional in ["earliestNotAfter", "keyID"] {
-                certificates.entry(optional).or_insert(Value::Null);
+        for (part, optionals) in OPTIONAL {
+            if let Some(Value::Object(inner)) = fields.get_mut(part) {
+                for optional in optionals {
+                    inner.entry(*optional).or_insert(Value::Null);
+                }
             }
         }
     }

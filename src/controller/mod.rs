@@ -7,6 +7,7 @@ pub mod apply;
 mod audit;
 mod channel;
 mod clock;
+pub mod endpoint;
 mod events;
 mod health;
 mod issuance;
@@ -14,9 +15,9 @@ mod leadership;
 mod ledgers;
 mod proxies;
 mod replicas;
-mod roots;
 mod secrets;
 mod serving;
+pub mod sources;
 mod stores;
 mod view;
 mod watch;
@@ -25,6 +26,7 @@ mod webhook;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -39,6 +41,7 @@ use axum::{
     extract::DefaultBodyLimit,
     routing::{get, post},
 };
+use ipnet::IpNet;
 use jiff::Timestamp;
 use kube::{Client, Config as KubeConfig, runtime::events::EventType};
 use rustls::ServerConfig;
@@ -98,6 +101,10 @@ pub struct Config {
     pub webhook: SocketAddr,
     /// Health and metrics.
     pub health: SocketAddr,
+    /// Where other organisations fetch our bundles, and the folder of the certificate that is shown there.
+    pub bundle: Option<(SocketAddr, PathBuf)>,
+    /// Networks that no address of a partner's may lead to, beside those that never may.
+    pub denied: Vec<IpNet>,
 }
 
 /// Listens first, so that a port conflict is an error at start, then runs until `shutdown`.
@@ -107,12 +114,17 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> Result<()> {
     };
     let listeners = [listen(config.channel).await?, listen(config.webhook).await?, listen(config.health).await?];
     let kube = KubeConfig::infer().await.context("found no access to a Kubernetes API server")?;
+    let public = match &config.bundle {
+        Some((address, folder)) => Some((listen(*address).await?, endpoint::Mounted::new(folder.clone()))),
+        None => None,
+    };
     let clock = Clock::new();
     let client = clock.client(kube)?;
     let control = ControlPlane::load(&client, &clock, &config.namespace, &config.service).await?;
     let mut watches = JoinSet::new();
     let mut servers = JoinSet::new();
-    let outcome = replica(&config, (client, clock), control, listeners, (&mut watches, &mut servers), &shutdown).await;
+    let tasks = (&mut watches, &mut servers);
+    let outcome = replica(&config, (client, clock), control, (listeners, public), tasks, &shutdown).await;
     shutdown.cancel();
     watches.shutdown().await;
     // Servers end by themselves: what they are in the middle of, they finish.
@@ -129,7 +141,7 @@ async fn replica(
     config: &Config,
     (client, clock): (Client, Clock),
     control: ControlPlane,
-    listeners: [TcpListener; 3],
+    (listeners, public): ([TcpListener; 3], Option<(TcpListener, Arc<endpoint::Mounted>)>),
     (watches, servers): (&mut JoinSet<()>, &mut JoinSet<()>),
     shutdown: &CancellationToken,
 ) -> Result<()> {
@@ -163,6 +175,15 @@ async fn replica(
     let hook_router = hook_router(config, client.clone(), view.clone(), &control);
     servers.spawn(serving::serve(channel, Arc::clone(&tls), channel_router, shutdown.clone()));
     servers.spawn(serving::serve(hook, Arc::clone(&tls), hook_router, shutdown.clone()));
+    if let Some((listener, certificate)) = public {
+        let (public, stopped) = (view.clone(), shutdown.clone());
+        let told: endpoint::Told = Arc::new(move |domain, file| public.borrow().public(domain, file));
+        servers.spawn(async move {
+            if let Err(failure) = endpoint::serve(listener, certificate, told, stopped).await {
+                error!(error = %failure, "the bundle endpoint ended");
+            }
+        });
+    }
     let health_router = health::router(Arc::clone(&metrics), Arc::clone(&ready), Arc::clone(&proxies));
     let stopped = shutdown.clone();
     servers.spawn(async move {
@@ -182,7 +203,9 @@ async fn replica(
     servers.spawn(async move {
         let _ = stopped.run_until_cancelled(follow).await;
     });
-    let seat = Seat { client, clock, namespace, stores, proxies, metrics, audit, ledgers, events, publish, leads };
+    let asker = Arc::new(sources::Asker::new(client.clone(), &config.denied, signal.clone()));
+    let seat =
+        Seat { client, clock, namespace, stores, proxies, metrics, audit, ledgers, events, asker, publish, leads };
     seat.run(&signal, &ready, shutdown).await;
     Ok(())
 }
@@ -255,6 +278,7 @@ struct Seat {
     audit: Arc<Audit>,
     ledgers: Ledgers,
     events: events::Events,
+    asker: Arc<sources::Asker>,
     publish: latest::Sender<Arc<View>>,
     leads: latest::Receiver<bool>,
 }
@@ -294,8 +318,7 @@ impl Seat {
     async fn round(&self, epoch: u64, lead: bool, memory: &mut Memory, now: Timestamp) -> Duration {
         let authorities = self.stores.authorities(now);
         let mut world = self.stores.world(&authorities);
-        let Some(roots) = memory.roots.look(&self.client, &world.declared.partners, now).await else { return AGAIN };
-        world.declared.partner_roots = roots;
+        world.declared.web_roots = Arc::clone(&self.asker.web_roots);
         world.proxies = self.proxies.seen(telemetry::now());
         world.behind_since = memory.behind_since.clone();
         world.gone_since = memory.gone(&world, now);
@@ -312,6 +335,7 @@ impl Seat {
         if !lead {
             return SWEEP;
         }
+        world.asked = memory.sources.look(&self.asker, &world, now);
         world.secrets = memory.secrets.look(&self.client, next.topology.servers(), now).await;
         let plan = plan::plan(&next.topology, &problems, &world, now);
         memory.behind(&plan, now);
@@ -393,7 +417,7 @@ pub struct Memory {
     gone_since: BTreeMap<String, Timestamp>,
     reported: BTreeMap<Key, Vec<Problem>>,
     secrets: secrets::Secrets,
-    roots: roots::Roots,
+    sources: sources::Sources,
 }
 
 impl Memory {
@@ -458,6 +482,8 @@ fn log_failure(step: &Step, failure: &ApplyError) {
         Step::DeleteBundle { .. } => "remove a bundle",
         Step::WritePartners { .. } => "write the roots of partners",
         Step::DeletePartners { .. } => "remove the roots of partners",
+        Step::KeepTrust { .. } => "keep what the sources of a partner say",
+        Step::ForgetTrust { .. } => "forget what was kept of a partner",
         Step::DeleteLedger { .. } => "remove a ledger",
         Step::DomainStatus { .. } | Step::ServerStatus { .. } | Step::PartnerStatus { .. } => "write a status",
     };

@@ -8,7 +8,10 @@ use kube::{Api, Client, core::DeserializeGuard, runtime::watcher::Config};
 use rustls_pki_types::{CertificateDer, pem::PemObject};
 use tokio::task::JoinSet;
 
-use super::watch::{Signal, Table, keep};
+use super::{
+    sources::record,
+    watch::{Signal, Table, keep},
+};
 use crate::{
     api::{FederationPartner, TrustDomain, TrustedServer},
     pki::{
@@ -23,6 +26,7 @@ use crate::{
     topology::{
         Declared, Key, PartnerKey, ServerKey,
         facts::{PodFacts, ServiceFacts},
+        kept::KeptSeen,
     },
 };
 
@@ -54,6 +58,7 @@ pub(super) struct Stores {
     bundles: Arc<Table<BTreeMap<String, String>>>,
     partner_bundles: Arc<Table<BTreeMap<String, String>>>,
     ledgers: Arc<Table<LedgerSeen>>,
+    kept: Arc<Table<(PartnerKey, KeptSeen)>>,
     first_domain: Arc<Table<TrustDomain>>,
 }
 
@@ -64,38 +69,40 @@ impl Stores {
         let named = |name: &str| Config::default().fields(&format!("metadata.name={name}"));
         let own_secrets = || Api::<Secret>::namespaced(client.clone(), namespace);
         let own_maps = || Api::<ConfigMap>::namespaced(client.clone(), namespace);
-        let kept = |config: Config| (config, signal.clone());
-        let (config, raise) = kept(all());
+        let watched = |config: Config| (config, signal.clone());
+        let (config, raise) = watched(all());
         let domains =
             keep(tasks, Api::<DeserializeGuard<TrustDomain>>::all(client.clone()), config, raise, read_domain);
-        let (config, raise) = kept(all());
+        let (config, raise) = watched(all());
         let servers =
             keep(tasks, Api::<DeserializeGuard<TrustedServer>>::all(client.clone()), config, raise, read_server);
-        let (config, raise) = kept(all());
+        let (config, raise) = watched(all());
         let federated =
             keep(tasks, Api::<DeserializeGuard<FederationPartner>>::all(client.clone()), config, raise, read_partner);
-        let (config, raise) = kept(all());
+        let (config, raise) = watched(all());
         let namespaces = keep(tasks, Api::<Namespace>::all(client.clone()), config, raise, |namespace| {
             let label = namespace.metadata.labels.unwrap_or_default().remove(sidecar::DOMAIN_LABEL);
             Some((label, namespace.metadata.deletion_timestamp.is_some()))
         });
-        let (config, raise) = kept(all());
+        let (config, raise) = watched(all());
         let pods = keep(tasks, Api::<Pod>::all(client.clone()), config, raise, |pod| Some(PodFacts::of(&pod)));
-        let (config, raise) = kept(all());
+        let (config, raise) = watched(all());
         let services =
             keep(tasks, Api::<Service>::all(client.clone()), config, raise, |service| Some(ServiceFacts::of(&service)));
-        let (config, raise) = kept(all().labels(&format!("{PART}=authority")));
+        let (config, raise) = watched(all().labels(&format!("{PART}=authority")));
         let registers = keep(tasks, own_secrets(), config, raise, |secret| Some(read_register(&secret)));
-        let (config, raise) = kept(all().fields("type=kubernetes.io/tls"));
+        let (config, raise) = watched(all().fields("type=kubernetes.io/tls"));
         let supplied = keep(tasks, own_secrets(), config, raise, |secret| supplied(&secret).map(Arc::new));
         let all_maps = || Api::<ConfigMap>::all(client.clone());
-        let (config, raise) = kept(named(bundles::NAME));
+        let (config, raise) = watched(named(bundles::NAME));
         let bundles = keep(tasks, all_maps(), config, raise, |map| Some(map.data.unwrap_or_default()));
-        let (config, raise) = kept(named(partners::NAME));
+        let (config, raise) = watched(named(partners::NAME));
         let partner_bundles = keep(tasks, all_maps(), config, raise, |map| Some(map.data.unwrap_or_default()));
-        let (config, raise) = kept(all().labels(&format!("{PART}=ledger")));
+        let (config, raise) = watched(all().labels(&format!("{PART}=ledger")));
         let ledgers = keep(tasks, own_maps(), config, raise, |map| read_ledger(&map));
-        let (config, raise) = kept(named(FIRST_DOMAIN));
+        let (config, raise) = watched(all().labels(&format!("{PART}={}", record::LABEL)));
+        let kept = keep(tasks, own_maps(), config, raise, |map| record::read(&map));
+        let (config, raise) = watched(named(FIRST_DOMAIN));
         let first_domain = keep(tasks, own_maps(), config, raise, |map| {
             serde_json::from_str(map.data.as_ref()?.get("trustDomain")?).ok()
         });
@@ -111,6 +118,7 @@ impl Stores {
             bundles,
             partner_bundles,
             ledgers,
+            kept,
             first_domain,
         }
     }
@@ -128,6 +136,7 @@ impl Stores {
             && self.bundles.is_synced()
             && self.partner_bundles.is_synced()
             && self.ledgers.is_synced()
+            && self.kept.is_synced()
             && self.first_domain.is_synced()
     }
 
@@ -175,8 +184,8 @@ impl Stores {
                 domains,
                 servers,
                 partners,
-                // Read one by one, in the loop.
-                partner_roots: BTreeMap::new(),
+                kept: self.kept.rows().into_values().collect(),
+                web_roots: Arc::default(),
                 own_keys: sound.flat_map(|(_, loaded)| own_keys(loaded)).collect(),
                 namespaces,
                 pods: self.pods.rows().into_values().collect(),

@@ -19,7 +19,7 @@ use crate::{
     plan::{
         World,
         briefs::{self, Trust},
-        partners, published,
+        bundles, partners, published,
         routes::{RouteTable, routes_of},
         usable,
         withdrawals::withdrawals,
@@ -52,6 +52,8 @@ pub(super) struct DomainView {
     pub(super) authority: Option<Arc<Authority>>,
     /// What its briefs say of the authority, and who may vouch to us.
     pub(super) trust: Arc<Trusted>,
+    /// What anybody may know: the files of the public trust bundle.
+    pub(super) public: Arc<BTreeMap<String, String>>,
     /// What briefs are made of; `None` = nothing was published yet.
     served: Option<(Arc<Topology>, Cursor)>,
     /// Where its servers are.
@@ -99,6 +101,10 @@ impl View {
                 } else {
                     old.map(|old| Arc::clone(&old.trust)).unwrap_or_default()
                 },
+                public: match usable(world, name) {
+                    Some(facts) => Arc::new(bundles::data(domain, facts)),
+                    None => old.map(|old| Arc::clone(&old.public)).unwrap_or_default(),
+                },
                 served: at.map(|at| (Arc::clone(&topology), at)).or_else(|| old?.served.clone()),
                 routes,
             };
@@ -115,6 +121,12 @@ impl View {
     /// The domain with this SPIFFE trust domain.
     pub(super) fn trusting(&self, trust_domain: &DnsName) -> Option<&DomainView> {
         self.domains.values().find(|domain| domain.trust_domain == *trust_domain)
+    }
+
+    /// A file of the public trust bundle of a SPIFFE trust domain of ours.
+    pub(super) fn public(&self, trust_domain: &str, file: &str) -> Option<String> {
+        let domain = self.domains.values().find(|domain| domain.trust_domain.as_str() == trust_domain)?;
+        domain.public.get(file).cloned()
     }
 
     /// The brief of the pod that `identity` names, as far as `domain` has published one. A pod that nobody knows is told

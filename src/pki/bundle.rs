@@ -37,7 +37,7 @@ pub fn encode(der: &[u8]) -> String {
 }
 
 /// PEM, 64 characters a line (RFC 7468 §3).
-pub(super) fn labelled(label: &str, der: &[u8]) -> String {
+pub(crate) fn labelled(label: &str, der: &[u8]) -> String {
     use base64::prelude::{BASE64_STANDARD, Engine};
     let text = BASE64_STANDARD.encode(der);
     let mut pem = format!("-----BEGIN {label}-----\n");

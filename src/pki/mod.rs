@@ -7,12 +7,14 @@ pub mod crl;
 pub mod csr;
 pub mod intake;
 pub mod ledger;
+pub mod lists;
 pub mod register;
 pub mod renewal;
 pub mod revocation;
 pub mod roots;
 pub mod rotation;
 mod signer;
+pub mod spiffe;
 mod templates;
 pub mod verify;
 

@@ -24,6 +24,8 @@ pub struct View {
     number: u64,
     next_update: Option<Timestamp>,
     on_stale: OnStale,
+    /// Of issuers whose lists end by themselves.
+    next_updates: BTreeMap<String, Timestamp>,
     current: BTreeSet<String>,
     serials: BTreeMap<String, HashSet<Vec<u8>>>,
     withdrawn: HashMap<SpiffeId, Vec<(Timestamp, WithdrawnDetail)>>,
@@ -48,7 +50,7 @@ impl View {
     pub fn of(scope: &Scope) -> Result<Self, ViewError> {
         let current = scope.issuers.iter().cloned().collect();
         let Some(revocation) = &scope.revocation else { return Ok(Self { current, ..Self::default() }) };
-        let Revocation { number, this_update: _, next_update, on_stale, serials, withdrawn } = revocation;
+        let Revocation { number, this_update: _, next_update, next_updates, on_stale, serials, withdrawn } = revocation;
         let count: usize = serials.values().map(Vec::len).sum();
         if count > MAX_SERIALS || withdrawn.len() > MAX_WITHDRAWN {
             return Err(ViewError::TooMany);
@@ -65,6 +67,10 @@ impl View {
             number: *number,
             next_update: Some(moment(*next_update)?),
             on_stale: *on_stale,
+            next_updates: next_updates
+                .iter()
+                .map(|(issuer, end)| Ok((issuer.clone(), moment(*end)?)))
+                .collect::<Result<_, _>>()?,
             current,
             serials: serials.iter().map(|(issuer, list)| Ok((issuer.clone(), set(list)?))).collect::<Result<_, _>>()?,
             withdrawn: by_identity,
@@ -98,7 +104,9 @@ impl View {
     pub fn judge_partner(&self, peer: &PartnerIdentity, now: Timestamp) -> Result<(), Refusal> {
         self.partner_taken_back(peer)?;
         let known = peer.issuer.as_ref().is_some_and(|issuer| self.serials.contains_key(issuer));
-        match self.next_update {
+        // The list of one issuer that is stale says nothing about another's.
+        let own = peer.issuer.as_ref().and_then(|issuer| self.next_updates.get(issuer)).copied();
+        match own.or(self.next_update) {
             None => Ok(()),
             Some(_) if self.on_stale == OnStale::Allow => Ok(()),
             Some(_) if !known => Err(Refusal::UnknownStatus),
@@ -208,6 +216,7 @@ mod tests {
                 number: 1,
                 this_update: 0,
                 next_update,
+                next_updates: BTreeMap::new(),
                 serials: BTreeMap::from([("aa".to_owned(), serials)]),
                 withdrawn: withdrawn.iter().map(withdrawal).collect(),
                 on_stale: OnStale::Deny,
@@ -277,6 +286,29 @@ mod tests {
         ] {
             assert_eq!(lenient.judge_partner(&peer, at(now)), expected, "lenient: {peer:?} at {now}");
         }
+    }
+
+    #[test]
+    fn a_stale_list_of_one_issuer_of_a_partner_says_nothing_of_another() {
+        let partner = |issuer: &str| PartnerIdentity {
+            partner: "fabrikam".to_owned(),
+            dns_names: BTreeSet::new(),
+            serial: vec![2],
+            issuer: Some(issuer.to_owned()),
+            spiffe_id: None,
+            through: vec![],
+            not_before: at(100),
+            not_after: at(1_000),
+        };
+        let mut scope = Scope { issuers: vec![], ..scope(300, &["0107"], &[]) };
+        if let Some(revocation) = &mut scope.revocation {
+            revocation.serials.insert("bb".to_owned(), vec![]);
+            revocation.next_updates = BTreeMap::from([("aa".to_owned(), 500), ("bb".to_owned(), 300)]);
+        }
+        let view = View::of(&scope).unwrap();
+        assert_eq!(view.judge_partner(&partner("aa"), at(400)), Ok(()));
+        assert_eq!(view.judge_partner(&partner("bb"), at(400)), Err(Refusal::StaleCrl));
+        assert_eq!(view.judge_partner(&partner("aa"), at(501)), Err(Refusal::StaleCrl));
     }
 
     #[test]

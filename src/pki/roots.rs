@@ -6,8 +6,8 @@ use x509_parser::{certificate::X509Certificate, prelude::FromDer};
 
 use super::{
     authority::Validity,
-    bundle, sha256_hex,
-    verify::{AnchorError, Anchors},
+    bundle, hex, sha256_hex,
+    verify::{AnchorError, Anchors, policy::key_identifier},
 };
 
 /// Roots of one organisation, at most.
@@ -24,6 +24,8 @@ pub struct Root {
     pub sha256: String,
     /// SHA-256 of its public key (SubjectPublicKeyInfo), hex.
     pub key: String,
+    /// Its key identifier (subjectKeyIdentifier), hex: what it signs names it so.
+    pub key_id: String,
     /// Its subject, for people.
     pub subject: String,
     /// When it is valid.
@@ -85,6 +87,7 @@ fn root(der: &CertificateDer<'_>) -> Result<Root, RootError> {
         pem,
         sha256: sha256_hex(der),
         key: sha256_hex(parsed.public_key().raw),
+        key_id: hex(key_identifier(&parsed).unwrap_or_default()),
         validity: Validity {
             not_before: instant(parsed.validity().not_before.timestamp())?,
             not_after: instant(parsed.validity().not_after.timestamp())?,

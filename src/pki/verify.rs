@@ -25,8 +25,8 @@ pub use self::{
     scopes::{Chosen, MAX_PARTNERS, Partners, ScopeError, Scopes},
 };
 use crate::{
-    identity::{Identity, Peer, SpiffeId},
-    refusal::{ChainDetail, Refusal, RootDetail, ServerDetail},
+    identity::{Identity, LeafNames, Peer, SpiffeId},
+    refusal::{ChainDetail, NameDetail, Refusal, RootDetail, ServerDetail},
 };
 
 /// Certificates in a chain, leaf included.
@@ -164,6 +164,20 @@ pub fn expect_server(identity: &Identity, expected: &SpiffeId) -> Result<(), Ref
     match expected.topology_name() {
         Some(name) if identity.dns_names.contains(&name) => Ok(()),
         _ => Err(Refusal::WrongServer(ServerDetail::DnsName)),
+    }
+}
+
+/// Whether the server whose chain this is has the SPIFFE identity `id`, whatever its path, and `anchors` vouch for it: a
+/// bundle endpoint of another trust domain.
+pub fn endpoint(chain: &[CertificateDer<'_>], id: &str, anchors: &Anchors, now: Timestamp) -> Result<(), Refusal> {
+    let parsed = open(chain)?;
+    anchored(chain, &parsed, Role::Server, anchors, now)?;
+    let leaf = parsed.first().ok_or(Refusal::NoCertificate)?;
+    match LeafNames::of(leaf)?.uris.as_slice() {
+        [one] if one == id => Ok(()),
+        [_] => Err(Refusal::WrongServer(ServerDetail::Uri)),
+        [] => Err(Refusal::BadName(NameDetail::NoIdentity)),
+        [..] => Err(Refusal::BadName(NameDetail::SeveralIdentities)),
     }
 }
 

@@ -1,5 +1,7 @@
 //! What one proxy is told.
 
+use std::collections::BTreeMap;
+
 use sha2::{Digest, Sha256};
 
 use super::{AuthorityFacts, partners::Federation, withdrawals::Withdrawals};
@@ -42,6 +44,7 @@ impl Trust {
             number: facts.crl.number,
             this_update: facts.crl.this_update,
             next_update: facts.crl.next_update,
+            next_updates: BTreeMap::new(),
             on_stale: OnStale::Deny,
             serials: listed.collect(),
             withdrawn,
@@ -131,6 +134,7 @@ fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners)
     // Whoever names its callers need not hear of Edge servers that come and go.
     let all_declared = server.ports.iter().any(|port| port.allow.all_declared);
     let edges = domain.map(|domain| &domain.edges);
+    let web = partners.scopes.iter().any(|scope| matches!(&scope.names, ScopeNames::Partner(names) if names.web));
     Brief {
         version: VERSION,
         cursor: Cursor::default(),
@@ -146,7 +150,7 @@ fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners)
         egress: server.egress.clone(),
         scopes: partners.scopes.clone(),
         partners: partners.links.clone(),
-        web_roots: vec![],
+        web_roots: if web { topology.web_roots().to_vec() } else { vec![] },
         drain_seconds: server.drain_seconds,
     }
 }

@@ -15,12 +15,16 @@ use crate::{
 /// Name of the public bundle's ConfigMap.
 pub const NAME: &str = "entente-trust-bundle";
 
+/// Seconds after which others look again, at most.
+const LONGEST_HINT: i64 = 300;
+
 /// What ConfigMap `entente-trust-bundle` of a domain holds: `ca.crt`, `crl.pem`, and both roots and their sequence as a
 /// SPIFFE bundle (`bundle.json`, SPIFFE Trust Domain and Bundle §4).
 pub fn data(domain: &Domain, facts: &AuthorityFacts) -> BTreeMap<String, String> {
     let roots = facts.roots();
     let keys: Vec<Value> = roots.iter().filter_map(|pem| key(pem)).collect();
-    let hint = pki::crl::period(domain.lifetime_seconds);
+    // Partners must learn of a root before it signs.
+    let hint = pki::crl::period(domain.lifetime_seconds).min(LONGEST_HINT);
     let spiffe = json!({"keys": keys, "spiffe_sequence": facts.crl.number, "spiffe_refresh_hint": hint});
     BTreeMap::from([
         ("ca.crt".to_owned(), Bundle::of(roots.iter().map(String::as_str)).render()),

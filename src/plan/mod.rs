@@ -15,24 +15,28 @@ pub mod routes;
 pub mod secrets;
 pub mod sidecars;
 mod survey;
+mod trust;
 mod turn;
 pub mod withdrawals;
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 pub use authorities::{Coming, Lists};
 pub use news::{News, news};
-pub use world::{AuthorityFacts, AuthoritySeen, LedgerSeen, MemberFacts, ProxySeen, World, own_keys};
+pub use world::{Asked, AuthorityFacts, AuthoritySeen, LedgerSeen, MemberFacts, ProxySeen, World, own_keys};
 
 use crate::{
     api::{FederationPartnerStatus, TrustDomain, TrustDomainStatus, TrustedServerStatus},
     brief::Cursor,
     pki::{authority::Serial, crl::Reason, rotation::Move},
-    topology::{Key, PartnerKey, Problem, Server, ServerKey, Topology},
+    topology::{Key, PartnerKey, Problem, Server, ServerKey, Topology, kept::Kept},
 };
 use turn::Turn;
 
@@ -133,6 +137,22 @@ pub enum Step {
         /// The namespace.
         namespace: String,
     },
+    /// Keep what the sources of a partner's trust said last.
+    KeepTrust {
+        /// Which partner.
+        key: PartnerKey,
+        /// The resourceVersion of the record that it was planned on; `None` = there is none.
+        version: Option<String>,
+        /// The record.
+        record: Arc<Kept>,
+    },
+    /// Forget what was kept of a partner that is no longer declared.
+    ForgetTrust {
+        /// Which partner it was.
+        key: PartnerKey,
+        /// Name of the ConfigMap.
+        name: String,
+    },
     /// Remove the ledger of a server that is gone, when its last certificate has ended.
     DeleteLedger {
         /// Name of the ConfigMap.
@@ -209,6 +229,7 @@ pub fn plan(topology: &Topology, problems: &[(Key, Problem)], world: &World, now
         turns.insert(&domain.name, turn);
     }
     holds(topology, world, &turns, &mut plan);
+    trust::keep(world, &mut plan);
     leftovers(topology, world, now, &mut plan);
     plan.wake_for_gone(world);
     conditions::all(topology, problems, world, &turns, now, &mut plan);

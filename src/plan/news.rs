@@ -74,11 +74,23 @@ pub fn news(step: &Step, world: &World, topology: &Topology) -> Vec<News> {
     }
 }
 
+/// What of a partner's status asks for a person, beside roots that have ended.
+const STALE: [(&str, &str); 8] = [
+    ("TrustFresh", "EmptyBundle"),
+    ("TrustFresh", "EndpointIdentityMismatch"),
+    ("TrustFresh", "FetchFailed"),
+    ("TrustFresh", "SequenceWentBack"),
+    ("RevocationFresh", "BadSignature"),
+    ("RevocationFresh", "Stale"),
+    ("RevocationFresh", "TooMany"),
+    ("RevocationFresh", "Unparsable"),
+];
+
 /// What changed about a partner that somebody may want to know.
 fn partner(key: &PartnerKey, old: Option<&FederationPartnerStatus>, status: &FederationPartnerStatus) -> Vec<News> {
     let tell = |warning, reason| {
         let about = Key::Partner(key.clone());
-        move |note| News { about, warning, reason, action: "Federate", note }
+        move |note| News { about: about.clone(), warning, reason, action: "Federate", note }
     };
     let before = old.map(|status| status.conditions.as_slice());
     let expired = appeared(before, &status.conditions, "AnchorsValid", "AllExpired");
@@ -90,8 +102,9 @@ fn partner(key: &PartnerKey, old: Option<&FederationPartnerStatus>, status: &Fed
         0 => "it has no roots any more that can be used".to_owned(),
         roots => format!("it has {roots} roots now: {}", digests(status)),
     };
+    let stale = STALE.iter().filter_map(|(kind, reason)| appeared(before, &status.conditions, kind, reason));
     let updated = moved.then_some(note).map(tell(false, "PartnerTrustUpdated"));
-    updated.into_iter().chain(expired.map(tell(true, "PartnerTrustStale"))).collect()
+    updated.into_iter().chain(expired.into_iter().chain(stale).map(tell(true, "PartnerTrustStale"))).collect()
 }
 
 /// The first of its roots, by the beginning of their digests.

@@ -16,6 +16,9 @@ use crate::{
 /// Name of the ConfigMap with the roots of a namespace's partners.
 pub const NAME: &str = "entente-partners";
 
+/// Bytes up to which lists are passed on in it.
+const MOST_LISTS: usize = 768 * 1024;
+
 /// All that the sidecars of one server are told of partners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Federation {
@@ -51,12 +54,14 @@ pub fn presented(topology: &Topology, server: &Server) -> BTreeMap<String, Strin
 
 fn scope(partner: &Partner, now: Timestamp) -> Scope {
     let trusted = partner.standing(now) == PartnerStanding::Active;
+    // Nobody vouches for one that is not trusted, the web PKI neither.
+    let names = PartnerNames { web: partner.names.web && trusted, ..partner.names.clone() };
     Scope {
         id: partner_scope(&partner.key.name),
-        names: ScopeNames::Partner(partner.names.clone()),
+        names: ScopeNames::Partner(names),
         anchors: partner.anchors(now).filter(|_| trusted).map(|root| root.pem.clone()).collect(),
         issuers: vec![],
-        revocation: None,
+        revocation: partner.revocation.clone().filter(|_| trusted),
     }
 }
 
@@ -100,8 +105,11 @@ fn narrower_scope(scope: Scope, other: &Scope) -> Option<Scope> {
         trust_domain: names.trust_domain.clone().filter(|own| also.trust_domain.as_ref() == Some(own)),
         web: names.web && also.web,
     };
+    // Roots and those of the web PKI, which stand elsewhere, never stand in for each other.
     let anchors = shared(&scope.anchors, &other.anchors).unwrap_or_default();
-    Some(Scope { names: ScopeNames::Partner(names), anchors, ..scope })
+    // What was taken back meanwhile is taken back at once.
+    let revocation = other.revocation.clone().or(scope.revocation);
+    Some(Scope { names: ScopeNames::Partner(names), anchors, revocation, ..scope })
 }
 
 fn narrower_link(link: PartnerLink, also: &PartnerLink) -> PartnerLink {
@@ -141,17 +149,29 @@ pub(super) fn may_go(key: &PartnerKey, topology: &Topology, turn: Option<&Turn<'
 }
 
 /// What ConfigMap `entente-partners` of a namespace holds; nothing = there is none.
-fn data(topology: &Topology, namespace: &str, now: Timestamp) -> BTreeMap<String, String> {
+fn data<'a>(topology: &'a Topology, namespace: &str, now: Timestamp) -> BTreeMap<String, String> {
     let here = topology.partners().filter(|partner| partner.key.namespace == namespace);
-    let one = |partner: &Partner| {
+    let one = |partner: &'a Partner| {
         let scope = scope(partner, now);
         if scope.anchors.is_empty() {
             return None;
         }
         let roots = Bundle::of(scope.anchors.iter().map(String::as_str)).render();
-        Some((format!("{}.crt", partner.key.name), roots))
+        Some((partner.key.name.as_str(), roots, partner.crl_pem.as_str()))
     };
-    here.filter_map(one).collect()
+    let mut data = BTreeMap::new();
+    let mut bytes = 0;
+    for (name, roots, lists) in here.filter_map(one) {
+        bytes += roots.len() + lists.len();
+        // Everybody's lists together must fit into one object; those that do not are told to sidecars alone.
+        if !lists.is_empty() && bytes <= MOST_LISTS {
+            data.insert(format!("{name}.crl.pem"), lists.to_owned());
+        }
+        if !roots.is_empty() {
+            data.insert(format!("{name}.crt"), roots);
+        }
+    }
+    data
 }
 
 /// Writes the ConfigMaps of a domain's edge namespaces; one that has no partner to tell of has none.
@@ -166,6 +186,8 @@ pub(super) fn write(topology: &Topology, world: &World, domain: &Domain, now: Ti
     }
     for partner in topology.partners().filter(|partner| partner.domain == domain.name) {
         let ends = partner.roots.iter().map(|root| root.validity.not_after.as_second() + 1);
+        let stale = partner.revocation.iter().flat_map(|lists| lists.next_updates.values().map(|end| end + 1));
+        let ends = ends.chain(stale);
         let ends = ends.filter_map(|second| Timestamp::from_second(second).ok()).chain(partner.valid_until);
         ends.filter(|end| *end > now).for_each(|end| plan.wake(end));
     }

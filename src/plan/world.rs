@@ -21,7 +21,7 @@ use crate::{
         roots,
         rotation::{Member, State},
     },
-    topology::{Declared, Key, ServerKey},
+    topology::{Declared, Key, PartnerKey, ServerKey, kept::Kept},
 };
 
 /// Everything that a plan looks at.
@@ -47,12 +47,23 @@ pub struct World {
     pub secrets: BTreeMap<ServerKey, SecretSeen>,
     /// The ledgers, by name.
     pub ledgers: BTreeMap<String, LedgerSeen>,
+    /// What the sources of partners' trust said to this replica since, as records that would follow those that are kept.
+    pub asked: BTreeMap<PartnerKey, Asked>,
     /// The sidecars that speak with any replica, by pod UID.
     pub proxies: BTreeMap<String, ProxySeen>,
     /// Since when a sidecar has been behind, by pod UID.
     pub behind_since: BTreeMap<String, Timestamp>,
     /// Since when a pod that a ledger knows has been gone, by its UID.
     pub gone_since: BTreeMap<String, Timestamp>,
+}
+
+/// What a partner's sources made of its record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// The resourceVersion of the record that it rests on; `None` = there was none.
+    pub on: Option<String>,
+    /// The next record.
+    pub record: Arc<Kept>,
 }
 
 /// An authority's Secret.

@@ -297,6 +297,7 @@ mod tests {
             number: 7,
             this_update: NOW,
             next_update: NOW + 86_400,
+            next_updates: BTreeMap::new(),
             serials: BTreeMap::from([(issuer.clone(), vec!["0707".to_owned()])]),
             withdrawn: vec![],
             on_stale: crate::brief::OnStale::Deny,

@@ -124,6 +124,7 @@ async fn secured(
     let name = ServerName::try_from(host.as_str().to_owned()).map_err(|_| nameless)?;
     let seat = shared.seat(generation, partner)?;
     let network = reach(shared, &host, port).await?;
+    // Nothing of the application's goes further than here before the verdict.
     let secured = tls::connect(network, name, config).await.map_err(|refused| {
         record.presented = refused.proven.map(|proven| proven.to_string());
         match refused.reason {
@@ -170,9 +171,15 @@ async fn reach(shared: &Shared, host: &DnsName, port: u16) -> Result<TcpStream, 
     timeout(DEADLINE, reaching).await.unwrap_or(Err(Refusal::Timeout(TimeoutDetail::Connect)))
 }
 
-/// Whoever answers for a foreign name must not lead us to ourselves, nor to a server of ours. What only this pod could
-/// reach, the guard has left out.
+/// Whoever answers for a foreign name must not lead us to ourselves, to a server of ours, or to what a node offers on its
+/// links (169.254.169.254 for instance). What only this pod could reach, the guard has left out.
 async fn outside(shared: &Shared, address: IpAddr) -> Result<(), Refusal> {
-    let declared = shared.routes.find(address).await.is_some();
-    if declared || shared.place.pod_ips.contains(&address) { Err(Refusal::DnsMismatch) } else { Ok(()) }
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    if link_local || shared.place.pod_ips.contains(&address) || shared.routes.find(address).await.is_some() {
+        return Err(Refusal::DnsMismatch);
+    }
+    Ok(())
 }

@@ -5,17 +5,20 @@
 
 mod egress;
 pub mod facts;
+pub mod kept;
 mod names;
 mod partners;
 mod peers;
 mod problem;
 mod resolve;
 mod selector;
+mod trust;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::IpAddr,
+    sync::Arc,
 };
 
 use jiff::Timestamp;
@@ -27,11 +30,14 @@ use crate::{
     api::{
         FederationPartner, PartnerLimits, PartnerState, ProxyResources, Role, RotationSpec, TrustDomain, TrustedServer,
     },
-    brief::{Allow, Egress, Mode, OnPeerExpiry, PartnerEdge, PartnerNames, PartnerStanding, ServerTls, Standing},
+    brief::{
+        Allow, Egress, Mode, OnPeerExpiry, PartnerEdge, PartnerNames, PartnerStanding, Revocation, ServerTls, Standing,
+    },
     identity::{DnsName, SpiffeId},
     pki::{authority::Serial, ledger::Owner, roots::Root},
 };
 use facts::{PodFacts, ServiceFacts};
+use kept::KeptSeen;
 
 /// One of our objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -113,8 +119,10 @@ pub struct Declared {
     pub servers: Vec<TrustedServer>,
     /// Other organisations.
     pub partners: Vec<FederationPartner>,
-    /// What the ConfigMaps hold that partners name, as far as they were read; or why not.
-    pub partner_roots: BTreeMap<PartnerKey, Result<String, String>>,
+    /// What the sources of partners' trust said last that was good.
+    pub kept: BTreeMap<PartnerKey, KeptSeen>,
+    /// Roots of the web PKI, PEM.
+    pub web_roots: Arc<[String]>,
     /// SHA-256 of the public keys of our own authorities, roots and issuers: no partner speaks with one of them.
     pub own_keys: BTreeSet<String>,
     /// Namespaces with the domain that their label names.
@@ -156,6 +164,8 @@ pub struct Topology {
     by_age: BTreeMap<String, Vec<ServerKey>>,
     pods: BTreeMap<String, (ServerKey, PodFacts)>,
     services: BTreeMap<ServerKey, Vec<OwnService>>,
+    /// Roots of the web PKI, PEM.
+    web_roots: Arc<[String]>,
 }
 
 /// A Service whose pods are one server's, and the ports of it that may be dialled.
@@ -276,6 +286,10 @@ pub struct Partner {
     pub limits: PartnerLimits,
     /// Its roots, the first to end in front; also those that have ended.
     pub roots: Vec<Root>,
+    /// What its authority took back; `None` = it publishes nothing.
+    pub revocation: Option<Revocation>,
+    /// The lists that say so, PEM, as far as they are passed on to applications.
+    pub crl_pem: String,
     /// The end of the contract.
     pub valid_until: Option<Timestamp>,
 }
@@ -376,6 +390,11 @@ impl Topology {
     /// The partners, by key.
     pub fn partners(&self) -> impl Iterator<Item = &Partner> {
         self.partners.values()
+    }
+
+    /// Roots of the web PKI, PEM.
+    pub fn web_roots(&self) -> &[String] {
+        &self.web_roots
     }
 
     /// A partner by key.

@@ -1,19 +1,19 @@
 //! Partners: other organisations, each resolved for itself. One loses only what is wrong about it; what nothing is left
 //! of is not there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 
 use super::{
     Declared, Key, Partner, PartnerKey, Problem, Topology,
     resolve::{Problems, not_joined, seniority},
+    trust,
 };
 use crate::{
     api::{self, FederationPartner, MinTlsVersion},
     brief::{PartnerEdge, PartnerNames},
     identity::DnsName,
-    pki::roots::{self, Root, RootError},
 };
 
 /// Partners of one namespace: a brief tells of all of them where a port lists all.
@@ -34,7 +34,7 @@ pub(super) fn partners(declared: &Declared, topology: &mut Topology, problems: &
         let mut own = vec![];
         if let Some(partner) = partner(object, &key, declared, topology, &mut own) {
             let (count, bytes) = taken.entry(key.namespace.clone()).or_default();
-            let size = partner.roots.iter().map(|root| root.pem.len()).sum::<usize>();
+            let size = size(&partner);
             if *count < MAX_PARTNERS && *bytes + size <= MAX_TRUST {
                 (*count, *bytes) = (*count + 1, *bytes + size);
                 topology.partners.insert(key.clone(), partner);
@@ -44,6 +44,13 @@ pub(super) fn partners(declared: &Declared, topology: &mut Topology, problems: &
         }
         problems.extend(own.into_iter().map(|problem| (Key::Partner(key.clone()), problem)));
     }
+}
+
+/// Bytes that sidecars are told of a partner's trust.
+fn size(partner: &Partner) -> usize {
+    let lists = partner.revocation.iter().flat_map(|revocation| revocation.serials.values().flatten());
+    let serials: usize = lists.map(|serial| serial.len() + 3).sum();
+    serials + partner.roots.iter().map(|root| root.pem.len()).sum::<usize>()
 }
 
 fn partner(
@@ -77,8 +84,12 @@ fn partner(
         problems.push(Problem::InvalidPin(pin.chars().take(80).collect()));
         return None;
     }
-    let roots = roots(object, key, declared, problems);
-    if domains.is_empty() || roots.is_empty() {
+    let trust = trust::trust(object, key, declared, problems)?;
+    if let Some(problem) = trust.trust_domain.as_ref().and_then(|name| identities(name, key, topology)) {
+        problems.push(problem);
+        return None;
+    }
+    if domains.is_empty() || !trust.is_there() {
         return None;
     }
     let edge = |edge: &api::PartnerEdge| {
@@ -96,14 +107,16 @@ fn partner(
             domains,
             server_names,
             public_key_pins: spec.public_key_pins.clone(),
-            trust_domain: None,
-            web: false,
+            trust_domain: trust.trust_domain,
+            web: trust.web,
         },
         edges,
         tls12: spec.min_tls_version == MinTlsVersion::Tls12,
         present_secret: Some(spec.present_secret_name.clone()).filter(|name| !name.is_empty()),
         limits: spec.limits.clone(),
-        roots,
+        roots: trust.roots,
+        revocation: trust.revocation,
+        crl_pem: trust.crl_pem,
         valid_until: spec.valid_until.as_ref().map(|time| time.0),
     })
 }
@@ -126,50 +139,21 @@ fn claim(text: &str, key: &PartnerKey, topology: &Topology) -> Result<DnsName, P
     }
 }
 
+/// Whose identities those of the SPIFFE trust domain `name` are already.
+fn identities(name: &DnsName, key: &PartnerKey, topology: &Topology) -> Option<Problem> {
+    let ours = topology.domains().find(|domain| domain.trust_domain == *name);
+    if let Some(domain) = ours {
+        return Some(Problem::DomainOverlap { name: name.clone(), other: format!("TrustDomain {}", domain.name) });
+    }
+    let mut neighbours = topology.partners().filter(|other| other.key.namespace == key.namespace);
+    let older = neighbours.find(|other| other.names.trust_domain.as_ref() == Some(name))?;
+    let other = format!("the older FederationPartner {}", older.key.name);
+    Some(Problem::DomainOverlap { name: name.clone(), other })
+}
+
 /// Whether it is the base64 of a SHA-256 digest.
 fn is_pin(text: &str) -> bool {
     BASE64_STANDARD.decode(text).is_ok_and(|digest| digest.len() == 32)
-}
-
-/// The roots that may anchor the partner's scope.
-fn roots(object: &FederationPartner, key: &PartnerKey, declared: &Declared, problems: &mut Vec<Problem>) -> Vec<Root> {
-    let read = match text(object, key, declared) {
-        Ok(pem) => roots::read(pem).map_err(|error| error.to_string()),
-        Err(why) => Err(why),
-    };
-    let mut found = vec![];
-    let mut subjects = BTreeSet::new();
-    match read {
-        Err(why) => problems.push(Problem::UnreadableRoots(why)),
-        Ok(all) => {
-            for one in all {
-                match one {
-                    Ok(root) if declared.own_keys.contains(&root.key) => drop(subjects.insert(root.subject)),
-                    Ok(root) => found.push(root),
-                    Err(error @ RootError::Unfit { .. }) => problems.push(Problem::NotACa(error.to_string())),
-                    Err(error) => problems.push(Problem::UnreadableRoots(error.to_string())),
-                }
-            }
-        }
-    }
-    problems.extend(subjects.into_iter().map(Problem::AnchorIsOurs));
-    // The first to end is told first.
-    found.sort_by_key(|root| (root.validity.not_after, root.sha256.clone()));
-    found
-}
-
-/// The PEM text that the partner gives.
-fn text<'a>(object: &'a FederationPartner, key: &PartnerKey, declared: &'a Declared) -> Result<&'a str, String> {
-    let trust = &object.spec.trust;
-    match (&trust.ca_bundle, &trust.config_map_ref) {
-        (Some(pem), _) => Ok(pem),
-        (None, Some(wanted)) => match declared.partner_roots.get(key) {
-            Some(Ok(pem)) => Ok(pem),
-            Some(Err(why)) => Err(why.clone()),
-            None => Err(format!("ConfigMap {} could not be read yet", wanted.name)),
-        },
-        (None, None) => Err("exactly one of caBundle and configMapRef must be set".to_owned()),
-    }
 }
 
 #[cfg(test)]

@@ -103,6 +103,9 @@ pub enum Problem {
         /// Whose it is.
         other: String,
     },
+    /// A public CA that may vouch for anybody.
+    #[error("serverNames must not be empty with trust.publicCA: a public CA vouches for everybody")]
+    ServerNamesRequired,
     /// A pin that no key can have.
     #[error("publicKeyPins: {0:?} must be the base64 of a SHA-256 digest; the partner is left out")]
     InvalidPin(String),
@@ -172,6 +175,7 @@ impl Problem {
             Self::TargetPortConflict { .. } => "TargetPortConflict",
             Self::NotEdgeNamespace { .. } => "NotEdgeNamespace",
             Self::DomainOverlap { .. } => "DomainOverlap",
+            Self::ServerNamesRequired => "ServerNamesRequired",
             Self::InvalidPin(_) => "InvalidPin",
             Self::NotACa(_) => "NotACA",
             Self::AnchorIsOurs(_) => "AnchorIsOurs",

@@ -1,6 +1,9 @@
 //! Declarations to topology, one kind after the other: domains, servers, pods, Services, partners.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, ObjectMeta};
@@ -29,7 +32,8 @@ pub(super) type Problems = Vec<(Key, Problem)>;
 
 pub(super) fn resolve(declared: &Declared) -> (Topology, Problems) {
     let mut problems = vec![];
-    let mut topology = Topology { domains: domains(declared, &mut problems), ..Topology::default() };
+    let domains = domains(declared, &mut problems);
+    let mut topology = Topology { domains, web_roots: Arc::clone(&declared.web_roots), ..Topology::default() };
     let order = servers(declared, &mut topology, &mut problems);
     pods(declared, &mut topology, &mut problems);
     services(declared, &mut topology, &mut problems);

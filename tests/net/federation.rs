@@ -432,6 +432,15 @@ fn tls_12_is_spoken_only_with_the_partner_that_cannot_do_better() {
             assert_eq!(both(stack, 1).await, ["ok"; 2], "{stack:?}");
             assert_eq!(both(stack, 2).await, ["HandshakeFailed"; 2], "{stack:?}, another partner");
             assert_eq!(both(stack, 0).await, ["HandshakeFailed"; 2], "{stack:?}, one of ours");
+            // Only what has forward secrecy and authenticated encryption.
+            for weak in ["ECDHE-ECDSA-AES128-SHA256", "ECDHE-ECDSA-AES128-SHA"] {
+                let files = world.files(&world.forge(1, 1, |_, _| ()));
+                let found = world.outcome("inbound", async {
+                    let more = ["-tls1_2", "-cipher", weak];
+                    Client::start(Stack::OpenSsl, world.pod.v4(PORTS[1]), NAME, &files, &more).echo().await
+                });
+                assert_eq!(found.await, "HandshakeFailed", "{weak}");
+            }
             world.change(|brief| brief.partners[0].tls12 = false).await;
         }
     });

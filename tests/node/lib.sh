@@ -8,6 +8,8 @@
   COREDNS=v1.15.0
   ZLINT=v3.7.3
   PKILINT=0.13.3
+  # go-spiffe's version, and a number that counts changes of tests/node/spiffe.
+  SPIFFE=v2.9.0-1
   BETTERTLS=v0.0.0-20250909192348-e1e99e353074
   CACHE="${ENTENTE_CACHE:-$HOME/.cache/entente}"
   # One machine can hold several nodes: each has a number, and of that number there is one.

@@ -30,6 +30,7 @@ build_zlint() { GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "gi
 build_bettertls() {
   GOBIN=$1 CGO_ENABLED=0 go install -trimpath -ldflags '-s -w' "github.com/Netflix/bettertls/test-suites/cmd/bettertls@$BETTERTLS"
 }
+build_spiffe() { (cd "$ROOT/tests/node/spiffe" && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$1/" .); }
 # The folder is moved when it is complete, so its programs are run as 'bin/python -m', never by their own first lines.
 build_pkilint() { python3 -m venv "$1" && "$1/bin/python" -m pip install --quiet "pkilint==$PKILINT"; }
 
@@ -37,6 +38,7 @@ linters() {
   # Chained: where a status is asked for, a function runs on after a failure.
   cached "zlint-$ZLINT" "from its Go module, less than a minute, once" build_zlint &&
     cached "bettertls-$BETTERTLS" "from its Go module, about a minute, once" build_bettertls &&
+    cached "spiffe-$SPIFFE" "a peer of go-spiffe, less than a minute, once" build_spiffe &&
     cached "pkilint-$PKILINT" "from PyPI, less than a minute, once" build_pkilint
 }
 

@@ -62,6 +62,7 @@ impl Domain {
                 number: 1,
                 this_update: now,
                 next_update: now + 86_400,
+                next_updates: BTreeMap::new(),
                 serials: BTreeMap::from([(issuer, vec![])]),
                 withdrawn: vec![],
                 on_stale: entente::brief::OnStale::Deny,

@@ -145,7 +145,7 @@ pub(super) fn signed_with(below: &X509Certificate<'_>, issuer: &[u8]) -> Result<
 }
 
 /// The identifier of a certificate's own key.
-pub(super) fn key_identifier<'a>(one: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
+pub(in crate::pki) fn key_identifier<'a>(one: &'a X509Certificate<'_>) -> Option<&'a [u8]> {
     match named(one, &oid_registry::OID_X509_EXT_SUBJECT_KEY_IDENTIFIER)?.parsed_extension() {
         ParsedExtension::SubjectKeyIdentifier(identifier) => Some(identifier.0),
         _ => None,

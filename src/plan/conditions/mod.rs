@@ -2,6 +2,7 @@
 
 mod domain;
 mod partner;
+mod partner_trust;
 mod server;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,9 @@ pub(super) fn all(
         let key = PartnerKey::of(object);
         let own = problems_of(problems, &Key::Partner(key.clone()));
         let status = partner::status(&seen, object, &own);
+        let record = world.declared.kept.get(&key).and_then(|held| held.record.as_deref());
+        let stale = record.and_then(|kept| partner_trust::turns_stale(object, kept));
+        stale.filter(|at| *at > now).into_iter().for_each(|at| plan.wake(at));
         if let Some(partner) = topology.partner(&key) {
             let counts = partners.entry(partner.domain.clone()).or_default();
             counts.total += 1;

@@ -2,7 +2,10 @@
 
 use jiff::Timestamp;
 
-use super::{Seen, count, first_visit, named};
+use super::{
+    Seen, count, first_visit, named,
+    partner_trust::{self, Sources},
+};
 use crate::{
     api::{
         AnchorStatus, Distribution, FederationPartner, FederationPartnerStatus, PartnerState, Role,
@@ -15,7 +18,8 @@ use crate::{
     topology::{Partner, PartnerKey, Problem},
 };
 
-const KINDS: [&str; 5] = ["Ready", "Accepted", "AnchorsValid", "Distributed", "Reachable"];
+const KINDS: [&str; 7] =
+    ["Ready", "Accepted", "TrustFresh", "AnchorsValid", "RevocationFresh", "Distributed", "Reachable"];
 
 pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&Problem]) -> FederationPartnerStatus {
     let old = object.status.clone().unwrap_or_default();
@@ -23,11 +27,9 @@ pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&P
     let key = PartnerKey::of(object);
     let partner = seen.topology.partner(&key);
     let edges = edges(seen, &key);
-    let states = if old.conditions.is_empty() {
-        first_visit(&KINDS)
-    } else {
-        judge(partner, problems, (&edges, last_contact(seen.world, &edges, &key.name)), seen.now)
-    };
+    let states =
+        if old.conditions.is_empty() { first_visit(&KINDS) } else { judge(seen, object, (partner, problems), &edges) };
+    let sources = Sources::of(object, seen.world.declared.kept.get(&key));
     let anchor = |root: &Root| AnchorStatus {
         sha256: root.sha256.clone(),
         subject: root.subject.clone(),
@@ -37,9 +39,9 @@ pub(super) fn status(seen: &Seen<'_>, object: &FederationPartner, problems: &[&P
         conditions: write(&states, &old.conditions, generation, seen.now),
         observed_generation: generation,
         anchors: partner.map(|partner| in_order(partner, seen.now).map(anchor).collect()).unwrap_or_default(),
-        trust_source: String::new(),
-        bundle: None,
-        crl: None,
+        trust_source: sources.word().to_owned(),
+        bundle: sources.bundle(),
+        crl: partner.and_then(partner_trust::lists),
         distribution: Distribution {
             edges: count(edges.iter().map(|pods| pods.all.len()).sum()),
             current: count(edges.iter().map(|pods| pods.current).sum()),
@@ -68,11 +70,13 @@ fn last_contact(world: &World, edges: &[&Pods<'_>], name: &str) -> Option<Partne
 }
 
 fn judge(
-    partner: Option<&Partner>,
-    problems: &[&Problem],
-    (edges, contact): (&[&Pods<'_>], Option<PartnerContact>),
-    now: Timestamp,
+    seen: &Seen<'_>,
+    object: &FederationPartner,
+    (partner, problems): (Option<&Partner>, &[&Problem]),
+    edges: &[&Pods<'_>],
 ) -> Vec<State> {
+    let (now, key) = (seen.now, PartnerKey::of(object));
+    let sources = Sources::of(object, seen.world.declared.kept.get(&key));
     let accepted = match problems.first() {
         Some(problem) => State::bad("Accepted", problem.reason(), problem.to_string()),
         None => State::good("Accepted", "Accepted", "valid, and its names are nobody else's"),
@@ -81,8 +85,8 @@ fn judge(
         Some(partner) => anchors_valid(partner, now),
         None => State::unknown("AnchorsValid", "NotAccepted", "the partner is not accepted"),
     };
-    let parts = [accepted, anchors, distributed(edges)];
-    let reachable = reachable(contact);
+    let parts = [accepted, sources.fresh(now), anchors, sources.revocation(partner, now), distributed(edges)];
+    let reachable = reachable(last_contact(seen.world, edges, &key.name));
     // Nobody waits for one that is not to be trusted: it is not ready, and says so.
     let ended = partner.and_then(|partner| ended(partner, now));
     // Nobody can be asked to call a partner before it is ready: only a call that failed is against it.
@@ -103,6 +107,9 @@ fn ended(partner: &Partner, now: Timestamp) -> Option<State> {
 
 fn anchors_valid(partner: &Partner, now: Timestamp) -> State {
     const KIND: &str = "AnchorsValid";
+    if partner.names.web {
+        return State::good(KIND, "Valid", "the roots of the web PKI, as they were when this version was built");
+    }
     let begun = |second: Timestamp| second <= now;
     let valid = partner.anchors(now).filter(|root| begun(root.validity.not_before)).count();
     if valid > 0 {

@@ -246,6 +246,37 @@ fn while_a_change_waits_to_be_published_what_it_takes_is_gone_and_what_it_adds_i
     }
 }
 
+#[test]
+fn roots_of_the_web_pki_are_told_to_servers_that_list_such_a_partner_and_to_nobody_else() {
+    let mut world = edges("");
+    world.declared.web_roots = ["a root".to_owned()].into();
+    let object = &mut world.declared.partners[0];
+    object.spec.trust = serde_saphyr::from_str("{publicCA: {}}").unwrap();
+    object.spec.server_names = vec!["sip.fabrikam.example".into()];
+    let gate = brief(&world, "gate", 0);
+    assert_eq!(gate.web_roots, ["a root"]);
+    let scope = gate.scopes.iter().find(|scope| scope.id == partner_scope("fabrikam")).unwrap();
+    assert!(scope.anchors.is_empty() && matches!(&scope.names, ScopeNames::Partner(names) if names.web));
+    for other in ["door", "web"] {
+        assert!(brief(&world, other, 0).web_roots.is_empty(), "{other}");
+    }
+    world.declared.partners[0].spec.state = PartnerState::Suspended;
+    assert!(brief(&world, "gate", 0).web_roots.is_empty());
+}
+
+#[test]
+fn what_a_partner_took_back_is_told_before_the_rest_of_a_change_is_published() {
+    let mut world = edges(&authority("root", 0, 9_000));
+    world.declared.partners[0].spec.revocation.crl_urls = vec!["http://crl.example".into()];
+    let (topology, _) = Topology::resolve(&world.declared);
+    let gate = topology.servers().find(|server| server.key.name == "gate").unwrap();
+    let now = told(&topology, gate, at(0));
+    let mut published = now.clone();
+    published.scopes[0].revocation = None;
+    assert!(common(published.clone(), &now, gate).scopes[0].revocation.is_some(), "lists count at once");
+    assert!(common(now, &published, gate).scopes[0].revocation.is_some(), "and stop to count when that is published");
+}
+
 /// SplitMix64: a seed is a world.
 struct Dice(u64);
 

@@ -75,6 +75,7 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         number: 1,
         this_update: 0,
         next_update: 0,
+        next_updates: BTreeMap::new(),
         serials: BTreeMap::from([("aa".to_owned(), all(serials))]),
         withdrawn: withdrawn.iter().map(withdrawal).collect(),
         on_stale: crate::brief::OnStale::Deny,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rcgen::KeyPair;
 
 use super::MAX_PARTNERS;
@@ -10,12 +11,16 @@ use crate::{
     api::{FederationPartner, TrustDomain, TrustedServer},
     pki::{
         self,
+        lists::{List, tests::Signer},
         roots::{
             key_of,
             tests::{authority, authority_of, leaf},
         },
     },
-    topology::{Declared, Key, PartnerKey, Problem, ServerKey, Topology},
+    topology::{
+        Declared, Key, PartnerKey, Problem, ServerKey, Topology,
+        kept::{Failure, Kept, KeptList, KeptSeen},
+    },
 };
 
 const EDGE: &str = "edge";
@@ -223,23 +228,125 @@ fn a_callers_own_local_port_must_be_no_other_ports_number() {
     }
 }
 
+/// Keeps `record` as what the sources of `object` said.
+fn keep(world: &mut Declared, name: &str, record: Kept) {
+    let seen = KeptSeen { record: Some(record.into()), ..KeptSeen::default() };
+    world.kept.insert(key(name), seen);
+}
+
 #[test]
-fn roots_of_a_config_map_count_as_such_and_move_the_digest() {
+fn roots_of_another_source_count_as_they_were_kept_for_this_very_object_and_move_the_digest() {
     let mut object = partner("fabrikam", 1, "[fabrikam.example]", "");
     object.spec.trust = serde_saphyr::from_str("{configMapRef: {name: roots, key: ca.crt}}").unwrap();
-    let mut world = declared(vec![], vec![object]);
+    let mut world = declared(vec![], vec![object.clone()]);
     assert_eq!(of(&Topology::resolve(&world).1, "fabrikam"), ["Unreadable"]);
-    let mut digest = |read: Result<String, String>| {
-        world.partner_roots.insert(key("fabrikam"), read);
+    let mut digest = |record: Kept| {
+        keep(&mut world, "fabrikam", record);
         let (topology, problems) = Topology::resolve(&world);
         (topology.domain("contoso").unwrap().digest.clone(), of(&problems, "fabrikam").len())
     };
+    let held = |pem: &str| Kept { pem: pem.to_owned(), ..Kept::of(&object) };
     let (one, two) = (authority("one", 0, 9), authority("two", 0, 9));
-    let first = digest(Ok(one.clone()));
+    let first = digest(held(&one));
     assert_eq!(first.1, 0);
-    assert_ne!(digest(Ok(two)).0, first.0);
-    assert_eq!(digest(Ok(one)).0, first.0);
-    assert_eq!(digest(Err("it is gone".into())).1, 1);
+    assert_ne!(digest(held(&two)).0, first.0);
+    let failing = Kept { failure: Some(Failure::fetch("it is gone")), ..held(&one) };
+    assert_eq!(digest(failing), (first.0, 0), "what was good stays while its source is broken");
+    for foreign in [Kept { uid: "another".into(), ..held(&one) }, Kept { source: "caBundle".into(), ..held(&one) }] {
+        assert_eq!(digest(foreign).1, 1, "nobody inherits");
+    }
+}
+
+#[test]
+fn a_slip_in_the_object_itself_costs_none_of_the_roots_that_were_good() {
+    let good = authority("good", 0, 9);
+    for garbage in ["nonsense", leaf("www.fabrikam.example").as_str()] {
+        let object = partner("fabrikam", 1, "[fabrikam.example]", garbage);
+        let mut world = declared(vec![], vec![object.clone()]);
+        assert!(Topology::resolve(&world).0.partner(&key("fabrikam")).is_none());
+        keep(&mut world, "fabrikam", Kept { pem: good.clone(), ..Kept::of(&object) });
+        let (topology, problems) = Topology::resolve(&world);
+        assert!(topology.partner(&key("fabrikam")).unwrap().roots[0].subject.contains("good"));
+        assert_eq!(of(&problems, "fabrikam").len(), 1, "and it says what is wrong");
+        let other = FederationPartner { metadata: ObjectMeta { uid: Some("new".into()), ..object.metadata }, ..object };
+        world.partners = vec![other];
+        assert!(Topology::resolve(&world).0.partner(&key("fabrikam")).is_none(), "another object has none of it");
+    }
+}
+
+#[test]
+fn the_web_pki_vouches_for_named_servers_alone_and_for_nobody_without_names() {
+    let mut object = partner("fabrikam", 1, "[fabrikam.example]", "");
+    object.spec.trust = serde_saphyr::from_str("{publicCA: {}}").unwrap();
+    let world = declared(vec![], vec![object.clone()]);
+    assert_eq!(of(&Topology::resolve(&world).1, "fabrikam"), ["ServerNamesRequired"]);
+    object.spec.server_names = vec!["sip.fabrikam.example".into()];
+    let (topology, problems) = Topology::resolve(&declared(vec![], vec![object]));
+    let fabrikam = topology.partner(&key("fabrikam")).unwrap();
+    assert_eq!((problems.len(), fabrikam.names.web, fabrikam.roots.len()), (0, true, 0));
+}
+
+#[test]
+fn identities_of_a_trust_domain_are_one_partners_and_never_ours() {
+    let with = |name: &str, age: i64, domains: &str, trust_domain: &str| {
+        let mut object = partner(name, age, domains, "");
+        object.spec.trust = serde_saphyr::from_str(&format!(
+            "{{spiffeEndpoint: {{url: 'https://x.example', spiffeTrustDomain: {trust_domain}, profile: HTTPSWeb}}}}"
+        ))
+        .unwrap();
+        object
+    };
+    let objects = vec![
+        with("ours", 1, "[fabrikam.example]", "contoso.example"),
+        with("theirs", 2, "[litware.example]", "litware.example"),
+        with("again", 3, "[tailspin.example]", "litware.example"),
+    ];
+    let mut world = declared(vec![], objects.clone());
+    for object in &objects {
+        keep(
+            &mut world,
+            object.metadata.name.as_ref().unwrap(),
+            Kept { pem: authority("r", 0, 9), ..Kept::of(object) },
+        );
+    }
+    let (topology, problems) = Topology::resolve(&world);
+    assert_eq!(topology.partners().map(|partner| partner.key.name.as_str()).collect::<Vec<_>>(), ["theirs"]);
+    let fabrikam = topology.partner(&key("theirs")).unwrap();
+    assert_eq!(fabrikam.names.trust_domain.as_ref().unwrap().as_str(), "litware.example");
+    assert_eq!((of(&problems, "ours"), of(&problems, "again")), (vec!["DomainOverlap"], vec!["DomainOverlap"]));
+}
+
+#[test]
+fn lists_count_for_roots_that_are_there_each_with_its_own_end_and_none_at_all_refuses_or_admits_as_declared() {
+    let signer = Signer::new("fabrikam");
+    let mut object = partner("fabrikam", 1, "[fabrikam.example]", &signer.root);
+    let revocation =
+        |world: &Declared| Topology::resolve(world).0.partner(&key("fabrikam")).unwrap().revocation.clone();
+    let mut world = declared(vec![], vec![object.clone()]);
+    assert_eq!(revocation(&world), None, "it publishes none");
+    object.spec.revocation.crl_urls = vec!["http://crl.example".into()];
+    world.partners = vec![object.clone()];
+    assert!(revocation(&world).unwrap().serials.is_empty(), "nobody is known to be good");
+    object.spec.revocation.on_stale = crate::api::OnStale::Allow;
+    world.partners = vec![object.clone()];
+    assert_eq!(revocation(&world), None);
+    let mut record = Kept::of(&object);
+    let list = List {
+        number: Some("0a".into()),
+        this_update: 5,
+        next_update: 100,
+        serials: vec!["07".into()],
+        pem: "p".into(),
+    };
+    for issuer in [signer.root().key_id, "of a root that is gone".to_owned()] {
+        record.lists.insert(issuer, KeptList { source: "http://crl.example".into(), list: list.clone() });
+    }
+    keep(&mut world, "fabrikam", record);
+    let found = revocation(&world).unwrap();
+    assert_eq!((found.number, found.this_update, found.next_update), (10, 5, 100 + 86_400));
+    let issuer = signer.root().key_id;
+    assert_eq!(found.next_updates, BTreeMap::from([(issuer.clone(), 100 + 86_400)]));
+    assert_eq!(found.serials, BTreeMap::from([(issuer, vec!["07".to_owned()])]));
 }
 
 #[test]

@@ -17,13 +17,16 @@ use entente::{
         AuthorityFacts, AuthoritySeen, Step, World, own_keys,
         register::{self, Fresh},
     },
-    topology::{Declared, Key, Topology},
+    topology::{Declared, Key, Topology, kept::KeptSeen},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use rcgen::KeyPair;
 
-use super::{key_of, partners::partner_key};
+use super::{
+    key_of,
+    partners::{asked, partner_key},
+};
 
 /// SplitMix64: a seed is a history.
 pub(super) struct Dice(u64);
@@ -189,6 +192,18 @@ impl Map {
             Step::DeletePartners { namespace } => {
                 held.world.partner_bundles.remove(namespace).ok_or(ApplyError::Conflict)?;
             }
+            Step::KeepTrust { key, version: planned, record } => {
+                let held_now = held.world.declared.kept.get(key);
+                if held_now.and_then(|seen| seen.version.clone()) != *planned {
+                    return Err(ApplyError::Conflict);
+                }
+                let name = format!("of {key}");
+                let seen = KeptSeen { name, version: Some(version), record: Some(Arc::clone(record)) };
+                held.world.declared.kept.insert(key.clone(), seen);
+            }
+            Step::ForgetTrust { key, .. } => {
+                held.world.declared.kept.remove(key).ok_or(ApplyError::Conflict)?;
+            }
             Step::DeleteLedger { name } => {
                 held.world.ledgers.remove(name).ok_or(ApplyError::Conflict)?;
             }
@@ -283,7 +298,9 @@ impl Cluster for Map {
         let held = self.held.lock().unwrap();
         let past = self.past.lock().unwrap();
         let index = past.len().checked_sub(1 + usize::try_from(lag).unwrap());
-        Ok(if lag > 0 { index.map_or_else(World::default, |index| past[index].clone()) } else { self.seen(&held) })
+        let seen =
+            if lag > 0 { index.map_or_else(World::default, |index| past[index].clone()) } else { self.seen(&held) };
+        Ok(World { asked: asked(&seen, self.now()), ..seen })
     }
 
     async fn apply(&self, step: &Step) -> Result<(), ApplyError> {

@@ -8,24 +8,47 @@ use std::{
 use entente::{
     api::{FederationPartner, PartnerState, Role, TrustedServer},
     brief::PartnerStanding,
-    plan::World,
-    topology::{Declared, Key, PartnerKey, Problem, Topology},
+    plan::{Asked, World},
+    topology::{
+        Declared, Key, PartnerKey, Problem, Topology,
+        kept::{Failure, Kept},
+    },
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DnType, IsCa, Issuer, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, SerialNumber,
+};
 
 /// A root that ends in the middle of a history, and one that does not.
-static ROOTS: LazyLock<[String; 2]> = LazyLock::new(|| [root(1_800_000_600), root(1_900_000_000)]);
+static ROOTS: LazyLock<[Signed; 2]> = LazyLock::new(|| [root(1_800_000_600), root(1_900_000_000)]);
 
-fn root(end: i64) -> String {
+/// A root, and two of its lists: an older one and a newer one.
+type Signed = (String, [Vec<u8>; 2]);
+
+fn root(end: i64) -> Signed {
     let at = |second| time::OffsetDateTime::from_unix_timestamp(second).unwrap();
     let mut params = CertificateParams::default();
     params.distinguished_name.push(DnType::CommonName, "a partner's root");
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     (params.not_before, params.not_after) = (at(1_700_000_000), at(end));
-    params.self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let list = |number: u64| {
+        let params = CertificateRevocationListParams {
+            this_update: at(1_799_990_000),
+            next_update: at(1_800_000_300),
+            crl_number: SerialNumber::from(number),
+            issuing_distribution_point: None,
+            revoked_certs: vec![],
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        params.signed_by(&issuer).unwrap().der().to_vec()
+    };
+    (pem, [list(1), list(2)])
 }
 
 pub(super) fn partner_key(partner: &FederationPartner) -> PartnerKey {
@@ -48,9 +71,44 @@ fn partner(namespace: &str, name: &str, now: Timestamp, version: u64) -> Federat
         "apiVersion": "entente.dev/v1alpha1", "kind": "FederationPartner",
         "metadata": {"name": name, "namespace": namespace, "uid": format!("p{version}"), "generation": 1,
                      "resourceVersion": version.to_string(), "creationTimestamp": now.to_string()},
-        "spec": {"domains": [domain], "trust": {"caBundle": ROOTS[usize::from(!version.is_multiple_of(3))]}},
+        "spec": {"domains": [domain], "trust": {"caBundle": ROOTS[usize::from(!version.is_multiple_of(3))].0}},
     }))
     .unwrap()
+}
+
+/// What the sources of a partner say, in this world: an annotation of its object.
+const SAYS: &str = "says";
+
+/// What the leader's attempts bring: every source is asked before every round.
+pub(super) fn asked(world: &World, now: Timestamp) -> BTreeMap<PartnerKey, Asked> {
+    let one = |object: &FederationPartner| {
+        let key = partner_key(object);
+        let held = world.declared.kept.get(&key);
+        let before = held.and_then(|held| held.record.as_deref()).filter(|record| record.is_of(object)).cloned();
+        let mut record = before.unwrap_or_else(|| Kept::of(object));
+        let says = object.metadata.annotations.as_ref().and_then(|all| all.get(SAYS)).map_or("roots", String::as_str);
+        let ours = &world.declared.own_keys;
+        let gone = || Failure::fetch("it is gone");
+        match (&object.spec.trust.ca_bundle, says) {
+            (Some(pem), _) => record.take_text(Ok(pem), ours, now),
+            (None, "nothing") => record.take_text(Ok(""), ours, now),
+            (None, "silence") => record.take_text(Err(gone()), ours, now),
+            (None, "other roots") => record.take_text(Ok(&ROOTS[0].0), ours, now),
+            (None, _) => record.take_text(Ok(&ROOTS[1].0), ours, now),
+        }
+        record.retain_lists(&object.spec.revocation);
+        let roots = record.roots(ours);
+        for url in &object.spec.revocation.crl_urls {
+            match says {
+                "an old list" => record.take_lists(url, Ok(&ROOTS[1].1[0]), &roots, now),
+                "a list of nobody" => record.take_lists(url, Ok(b"nonsense"), &roots, now),
+                "silence" => record.take_lists(url, Err(gone()), &roots, now),
+                _ => record.take_lists(url, Ok(&ROOTS[1].1[1]), &roots, now),
+            }
+        }
+        (key, Asked { on: held.and_then(|held| held.version.clone()), record: record.into() })
+    };
+    world.declared.partners.iter().map(one).collect()
 }
 
 /// One random edit.
@@ -82,17 +140,25 @@ pub(super) fn life(declared: &mut Declared, (namespace, number, kind): (&str, u6
             };
         }
         (13, _) => one.spec.valid_until = Some(Time(Timestamp::from_second(now.as_second() + 90).unwrap())),
-        (14, _) => one.spec.trust.ca_bundle = Some(if number > 3 { "nonsense".into() } else { ROOTS.concat() }),
-        // A ConfigMap has no generation: it just holds something else.
+        (14, _) => {
+            one.spec.trust.ca_bundle =
+                Some(if number > 3 { "nonsense".into() } else { ROOTS.iter().map(|root| root.0.as_str()).collect() })
+        }
+        // A ConfigMap has no generation: it just holds something else, and so does whoever answers at an address.
         _ => {
-            let wanted = serde_json::json!({"configMapRef": {"name": "roots", "key": "ca.crt"}});
-            let key = partner_key(one);
-            let held = if number > 3 { Err("it is gone".to_owned()) } else { Ok(ROOTS[1].clone()) };
-            declared.partner_roots.insert(key, held);
+            let says =
+                ["nothing", "an old list", "roots", "other roots", "roots and a list", "a list of nobody", "silence"];
+            let says = says[usize::try_from((number + version) % 7).unwrap()];
+            let labels = one.metadata.annotations.get_or_insert_default();
+            labels.insert(SAYS.to_owned(), says.to_owned());
             if one.spec.trust.config_map_ref.is_some() {
                 return;
             }
+            let wanted = serde_json::json!({"configMapRef": {"name": "roots", "key": "ca.crt"}});
             one.spec.trust = serde_json::from_value(wanted).unwrap();
+            if number > 2 {
+                one.spec.revocation.crl_urls = vec!["http://crl.example".to_owned()];
+            }
         }
     }
     super::touch(&mut one.metadata, version);
@@ -110,11 +176,26 @@ pub(super) fn judge(world: &World, (topology, problems): (&Topology, &[(Key, Pro
         let trusted = topology.partner(&key).is_some_and(|partner| {
             partner.standing(now) == PartnerStanding::Active && partner.anchors(now).next().is_some()
         });
-        assert_eq!(is("Ready"), sound && trusted, "seed {seed}: {key}");
+        let fresh = is("TrustFresh") && is("RevocationFresh");
+        assert_eq!(is("Ready"), sound && trusted && fresh, "seed {seed}: {key}");
+        let kept = world.declared.kept.get(&key).and_then(|held| held.record.as_deref());
+        let kept = kept.unwrap_or_else(|| panic!("seed {seed}: {key}: what its sources say is kept"));
+        assert!(kept.is_of(object), "seed {seed}: {key}: nobody inherits");
+        if let Some(partner) = topology.partner(&key) {
+            assert!(!partner.roots.is_empty(), "seed {seed}: {key}: what was good stays");
+        }
         if trusted {
-            wanted.entry(key.namespace).or_default().insert(format!("{}.crt", key.name));
+            let names = wanted.entry(key.namespace.clone()).or_default();
+            names.insert(format!("{}.crt", key.name));
+            if topology.partner(&key).is_some_and(|partner| !partner.crl_pem.is_empty()) {
+                names.insert(format!("{}.crl.pem", key.name));
+            }
         }
     }
+    assert!(
+        world.declared.kept.keys().all(|key| world.declared.partner(key).is_some()),
+        "seed {seed}: nothing is left over"
+    );
     let held = world.partner_bundles.iter();
     let held: BTreeMap<String, BTreeSet<String>> =
         held.map(|(namespace, data)| (namespace.clone(), data.keys().cloned().collect())).collect();

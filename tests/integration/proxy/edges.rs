@@ -424,6 +424,7 @@ async fn a_name_leads_neither_to_ourselves_nor_to_a_server_of_ours_nor_past_its_
         ("a server of ours", vec![caller.far[0].address.ip()], "DnsMismatch"),
         ("one of them", vec![caller.far[1].address.ip(), caller.far[0].address.ip()], "DnsMismatch"),
         ("an address of the guard's", vec![behind(A, 1).ip()], "DnsMismatch"),
+        ("a link of the node's", vec!["169.254.169.254".parse().unwrap()], "DnsMismatch"),
         ("nowhere", vec![], "DialFailed"),
         ("nobody listens", vec![address()], "DialFailed"),
         ("where it is", vec![caller.far[1].address.ip()], "ok"),
