@@ -460,3 +460,22 @@ fn a_deleted_partner_stays_until_no_edge_sidecar_that_can_be_reached_trusts_it()
     settle(&mut unreachable, at(126));
     assert_eq!(held(&unreachable), Vec::<String>::new(), "nobody waits for a sidecar that cannot be reached");
 }
+
+#[test]
+fn what_a_domain_says_waits_for_nobodys_status_however_many_partners_are_nothing_but_mistakes() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    let bad = |number: i32| {
+        let mut one = partner(&format!("p{number}"), "nonsense");
+        one.metadata.namespace = Some(["shop", "elsewhere"][usize::from(number % 2 == 0)].to_owned());
+        one.spec.domains = vec!["contoso.example".into()];
+        one
+    };
+    world.declared.partners.extend((0..3_000).map(bad));
+    let (topology, problems) = Topology::resolve(&world.declared);
+    let steps = crate::plan::plan(&topology, &problems, &world, at(100)).steps;
+    let domain = steps.iter().position(|step| matches!(step, Step::DomainStatus { .. })).unwrap();
+    let first = steps.iter().position(|step| matches!(step, Step::PartnerStatus { .. })).unwrap();
+    assert!(domain < first);
+    settle(&mut world, at(100));
+    assert_eq!(of_partner(&world, "Accepted"), is("True", "Accepted"));
+}
