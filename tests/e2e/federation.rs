@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    cluster::{Place, must, until},
+    cluster::{Place, amount, create, must, until},
     organisation::{Organisation, ends},
     workloads::{IDLE, server, service, web},
 };
@@ -143,6 +143,33 @@ spec:
     caBundle: |
       {root}"
     )
+}
+
+#[test]
+fn thousands_of_broken_partners_delay_no_other_partners_end() {
+    let place = Place::with_domain("crowded", "leaf: {lifetimeSeconds: 3600, clockSkewSeconds: 30}");
+    let edges = format!("{{\"spec\": {{\"edgeNamespaces\": [\"{}\"]}}}}", place.name);
+    must(&["patch", "trustdomain", "crowded", "--type=merge", "-p", &edges]);
+    let fabrikam = Organisation::new("Fabrikam", "crowded");
+    place.apply(&named("fabrikam", "", &fabrikam.root()));
+    let ports = "[{name: sip, port: 5061, targetPort: 8080, allowFrom: [{partner: {name: fabrikam}}]}]";
+    place.apply(&server("gate", &web(8080, "gate"), ports, "  role: Edge"));
+    place.apply(&service("gate", 5061, 5061));
+    place.ready(&["gate"]);
+    fabrikam.trusts(&place.bundle("ca.crt"));
+    let gate = format!("{}:5061", place.must(&["get", "pod", &place.pod("gate"), "-o", "jsonpath={.status.podIP}"]));
+    let sip = fabrikam.certifies("sip.fabrikam.example");
+    let mut held = Held::open(&fabrikam, &sip, &gate);
+    let many = amount(10_000, 300);
+    let one = |number: u64| {
+        let object = named(&format!("p{number}"), "", "nonsense");
+        object.replacen("metadata: {", &format!("metadata: {{namespace: {}, ", place.name), 1)
+    };
+    create(&(0..many).map(one).collect::<Vec<_>>().join("\n---\n"));
+    let patch = r#"{"spec": {"state": "Suspended"}}"#;
+    place.must(&["patch", "federationpartner", "fabrikam", "--type=merge", "-p", patch]);
+    held.ended(&format!("suspended among {many} that are nothing but mistakes"));
+    partner_is(&place, "Ready", "False/Suspended");
 }
 
 #[test]
