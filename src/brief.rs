@@ -30,8 +30,9 @@ pub const PUSHED_ROUTES: usize = 2_000;
 pub const MAX_SYNC_REQUEST: usize = 256 * 1024;
 /// Bound of a report inside it, in entries of refusals.
 pub const MAX_REPORTED_REFUSALS: usize = 256;
-/// Bound of a sync response's body, in bytes.
-pub const MAX_SYNC_RESPONSE: usize = 4 * 1024 * 1024;
+/// Bound of a sync response's body, in bytes: routes (2 MiB), the trust of partners (2 MiB), our own revocations and the
+/// roots of the web PKI fit in.
+pub const MAX_SYNC_RESPONSE: usize = 8 * 1024 * 1024;
 /// Bound of a certificate request's body, in bytes.
 pub const MAX_CERTIFICATE_REQUEST: usize = 16 * 1024;
 /// How long the controller holds a poll that has no news, in seconds.

@@ -40,7 +40,7 @@ fn met<'a>(topology: &'a Topology, server: &'a Server) -> impl Iterator<Item = &
     let ports = server.ports.iter().filter(|port| port.mode == Some(Mode::MutualTls));
     let entries = ports.flat_map(|port| &port.allow.partners);
     let listed: BTreeSet<&str> = entries.map(|entry| entry.name.as_str()).collect();
-    let here = topology.partners().filter(|partner| partner.key.namespace == server.key.namespace);
+    let here = topology.partners_in(&server.key.namespace);
     here.filter(move |partner| {
         server.role == Role::Edge && (listed.contains(partner.key.name.as_str()) || !partner.edges.is_empty())
     })
@@ -150,7 +150,7 @@ pub(super) fn may_go(key: &PartnerKey, topology: &Topology, turn: Option<&Turn<'
 
 /// What ConfigMap `entente-partners` of a namespace holds; nothing = there is none.
 fn data<'a>(topology: &'a Topology, namespace: &str, now: Timestamp) -> BTreeMap<String, String> {
-    let here = topology.partners().filter(|partner| partner.key.namespace == namespace);
+    let here = topology.partners_in(namespace);
     let one = |partner: &'a Partner| {
         let scope = scope(partner, now);
         if scope.anchors.is_empty() {

@@ -14,6 +14,12 @@ use crate::{
 /// Removals that are remembered; a proxy that missed more starts afresh.
 const MAX_REMOVED: usize = 4_096;
 
+/// Bytes of a table that is pushed, and of an answer about one that is not: either must fit into one response beside a
+/// brief. Names make a route long, and each pod's carries them.
+const MAX_BYTES: usize = 2 * 1024 * 1024;
+/// Bytes of a route without its names, ports included, at most.
+const BARE_BYTES: usize = 512;
+
 /// All addresses of a domain's servers, with the version at which each changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RouteTable {
@@ -72,6 +78,11 @@ pub fn routes_of(topology: &Topology, domain: &str) -> BTreeMap<IpAddr, Route> {
     routes
 }
 
+/// How long a route is when it is told, roughly and at most.
+fn bytes(route: &Route) -> usize {
+    BARE_BYTES + route.names.iter().map(|name| name.as_str().len() + 3).sum::<usize>()
+}
+
 fn route(
     address: IpAddr,
     (server, names): (&Server, &[DnsName]),
@@ -122,7 +133,8 @@ impl RouteTable {
     /// it asks for and still uses.
     pub fn since(&self, after: Option<RouteCursor>, asked: &Asked<'_>) -> Option<RouteDelta> {
         let known = after.filter(|cursor| cursor.epoch == self.cursor.epoch && cursor.version >= self.floor);
-        let on_demand = self.routes.len() > PUSHED_ROUTES;
+        let whole: usize = self.routes.values().map(|(_, route)| bytes(route)).sum();
+        let on_demand = self.routes.len() > PUSHED_ROUTES || whole > MAX_BYTES;
         let mut also = if on_demand { self.of_pods(asked.pods) } else { BTreeSet::new() };
         // A pod that is not here is no news; that a name is nobody's is an answer.
         if known == Some(self.cursor) && asked.ask.is_empty() && asked.names.is_empty() && also.is_empty() {
@@ -164,10 +176,17 @@ impl RouteTable {
         let mut ask: BTreeSet<IpAddr> = asked.ask.iter().copied().take(PUSHED_ROUTES).collect();
         ask.extend(also);
         let keep: BTreeSet<IpAddr> = asked.keep.iter().copied().take(PUSHED_ROUTES).collect();
-        for address in ask.union(&keep) {
+        let mut told = 0;
+        // What does not fit is forgotten and asked for again; what is asked for now goes first.
+        for address in ask.iter().chain(keep.difference(&ask)) {
             match self.routes.get(address) {
                 Some((at, route)) if delta.reset || *at > since || ask.contains(address) => {
-                    delta.put.push(route.clone());
+                    told += bytes(route);
+                    if told > MAX_BYTES {
+                        delta.remove.push(*address);
+                    } else {
+                        delta.put.push(route.clone());
+                    }
                 }
                 Some(_) => {}
                 None => delta.remove.push(*address),
@@ -257,6 +276,26 @@ mod tests {
         assert_eq!(told("a.contoso.example").unwrap().put.len(), 2);
         assert_eq!(told("b.contoso.example").unwrap().put.len(), PUSHED_ROUTES, "as many as are ever pushed");
         assert_eq!(told("c.contoso.example").unwrap().put, vec![], "nobody's is an answer");
+    }
+
+    #[test]
+    fn names_that_are_many_and_long_make_a_table_large_and_no_answer_longer_than_its_bound() {
+        let mut table = RouteTable::new(1);
+        let long = DnsName::parse(&format!("{}.contoso.example", ["x".repeat(60).as_str(); 3].join("."))).unwrap();
+        let routes = (0..1_000).map(|address| {
+            let (at, route) = sample(address, "a");
+            (at, Route { names: vec![long.clone(); 20], ..route })
+        });
+        table.update(routes.collect());
+        let delta = table.since(None, &Asked::default()).unwrap();
+        assert!(delta.on_demand && delta.put.is_empty());
+        let all: Vec<IpAddr> = (0..1_000).map(|address| sample(address, "a").0).collect();
+        let asked = Asked { ask: &all[..1], keep: &all, ..Asked::default() };
+        let told = table.since(Some(RouteCursor { version: 1, ..delta.cursor }), &asked).unwrap();
+        assert!(serde_json::to_vec(&told).unwrap().len() <= MAX_BYTES + 64 * 1024);
+        assert_eq!(told.put[0].address, all[0]);
+        assert_eq!(told.put.len() + told.remove.len(), 1_000, "what does not fit is not kept as it was");
+        assert!(!told.remove.is_empty());
     }
 
     #[test]

@@ -153,7 +153,11 @@ impl Declared {
 
     /// The object of a partner.
     pub fn partner(&self, key: &PartnerKey) -> Option<&FederationPartner> {
-        self.partners.iter().find(|object| PartnerKey::of(object) == *key)
+        let PartnerKey { namespace, name } = key;
+        self.partners.iter().find(|object| {
+            let meta = &object.metadata;
+            meta.name.as_deref() == Some(name) && meta.namespace.as_deref() == Some(namespace)
+        })
     }
 }
 
@@ -413,6 +417,13 @@ impl Topology {
     /// Roots of the web PKI, PEM.
     pub fn web_roots(&self) -> &[String] {
         &self.web_roots
+    }
+
+    /// The partners of a namespace.
+    pub fn partners_in<'a>(&'a self, namespace: &str) -> impl Iterator<Item = &'a Partner> + use<'a> {
+        let first = PartnerKey { namespace: namespace.to_owned(), name: String::new() };
+        let namespace = namespace.to_owned();
+        self.partners.range(first..).take_while(move |(key, _)| key.namespace == namespace).map(|(_, partner)| partner)
     }
 
     /// A partner by key.

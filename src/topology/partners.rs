@@ -130,7 +130,7 @@ fn claim(text: &str, key: &PartnerKey, topology: &Topology) -> Result<DnsName, P
         return Err(Problem::DomainOverlap { name, other: format!("TrustDomain {}", domain.name) });
     }
     // Partners of other namespaces never meet this one in a sidecar: nobody there can take a name away here.
-    let neighbours = topology.partners().filter(|other| other.key.namespace == key.namespace);
+    let neighbours = topology.partners_in(&key.namespace);
     match neighbours.into_iter().find(|other| other.names.domains.iter().any(overlaps)) {
         Some(older) => {
             Err(Problem::DomainOverlap { name, other: format!("the older FederationPartner {}", older.key.name) })
@@ -145,7 +145,7 @@ fn identities(name: &DnsName, key: &PartnerKey, topology: &Topology) -> Option<P
     if let Some(domain) = ours {
         return Some(Problem::DomainOverlap { name: name.clone(), other: format!("TrustDomain {}", domain.name) });
     }
-    let mut neighbours = topology.partners().filter(|other| other.key.namespace == key.namespace);
+    let mut neighbours = topology.partners_in(&key.namespace);
     let older = neighbours.find(|other| other.names.trust_domain.as_ref() == Some(name))?;
     let other = format!("the older FederationPartner {}", older.key.name);
     Some(Problem::DomainOverlap { name: name.clone(), other })

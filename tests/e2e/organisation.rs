@@ -69,6 +69,30 @@ impl Organisation {
         name.to_owned()
     }
 
+    /// Takes back what it certified for `name`; answers its list, PEM. Whatever it took back before stays.
+    pub(crate) fn revokes(&self, name: &str) -> String {
+        let config = "[ca]\ndefault_ca = own\n[own]\ndatabase = index.txt\ncrlnumber = number\ncertificate = root.crt\n\
+                      private_key = root.key\ndefault_md = sha256\ndefault_crl_days = 7\ncrl_extensions = list\n\
+                      [list]\nauthorityKeyIdentifier = keyid:always\n";
+        for (file, text) in [("ca.cnf", config), ("index.txt", ""), ("number", "01\n")] {
+            if !self.folder.join(file).exists() {
+                std::fs::write(self.folder.join(file), text).unwrap();
+            }
+        }
+        self.openssl(&format!("ca -config ca.cnf -revoke {name}.crt"));
+        self.openssl("ca -config ca.cnf -gencrl -out list.pem");
+        std::fs::read_to_string(self.folder.join("list.pem")).unwrap()
+    }
+
+    /// Makes itself another root; what it certifies from now on is signed by that.
+    pub(crate) fn changes_its_root(&self) {
+        self.openssl(&format!(
+            "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout root.key -out root.crt -days 30 \
+             -subj /O={}/CN=next -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign",
+            self.name
+        ));
+    }
+
     /// A program outside the topology: in the node's own network, in this organisation's folder.
     pub(crate) fn runs(&self, program: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("nsenter");

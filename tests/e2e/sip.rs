@@ -180,6 +180,11 @@ fn without_entente() -> Pair {
             ("TrustDomain" | "TrustedServer" | "FederationPartner", _) => *document = Value::Null,
             ("Namespace", _) => document["metadata"]["labels"] = json!({}),
             ("Deployment", "edge") => own_tls(&mut document["spec"]["template"]["spec"]),
+            // Without a sidecar two ports are two: 5061 for Fabrikam, 5060 for our own.
+            ("Service", "edge") => {
+                document["spec"]["ports"].as_array_mut().unwrap().push(json!({"name": "own", "port": 5060}))
+            }
+            ("ConfigMap", _) => inside_is_5060(&mut document["data"]),
             _ => (),
         }
     });
@@ -200,6 +205,13 @@ fn without_entente() -> Pair {
     }
     pair.ready();
     pair
+}
+
+/// Where a configuration names the edge's inner side.
+fn inside_is_5060(data: &mut Value) {
+    if let Some(Value::String(config)) = data.get_mut("kamailio.cfg") {
+        *config = config.replace("-edge.svc.cluster.local:5061", "-edge.svc.cluster.local:5060");
+    }
 }
 
 /// The edge's pod with a certificate and with the branch of its configuration that uses it.

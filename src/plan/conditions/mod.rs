@@ -35,24 +35,28 @@ pub(super) fn all(
     plan: &mut Plan,
 ) {
     let seen = Seen { topology, world, turns, now };
+    let mut by_object = BTreeMap::<&Key, Vec<&Problem>>::new();
+    for (owner, problem) in problems {
+        by_object.entry(owner).or_default().push(problem);
+    }
+    let own = |key: &Key| by_object.get(key).map(Vec::as_slice).unwrap_or_default();
+    let mut steps = vec![];
     let mut counts = BTreeMap::<String, ProxyCounts>::new();
     for object in &world.declared.servers {
         let key = ServerKey::of(object);
-        let own = problems_of(problems, &Key::Server(key.clone()));
-        let status = server::status(&seen, object, &own);
+        let status = server::status(&seen, object, own(&Key::Server(key.clone())));
         if let Some(server) = topology.server(&key) {
             add(counts.entry(server.domain.clone()).or_default(), &status.proxies);
         }
         if object.status.as_ref() != Some(&status) {
             let version = object.metadata.resource_version.clone();
-            plan.steps.push(Step::ServerStatus { key, version, status: Box::new(status) });
+            steps.push(Step::ServerStatus { key, version, status: Box::new(status) });
         }
     }
     let mut partners = BTreeMap::<String, PartnerCounts>::new();
     for object in &world.declared.partners {
         let key = PartnerKey::of(object);
-        let own = problems_of(problems, &Key::Partner(key.clone()));
-        let status = partner::status(&seen, object, &own);
+        let status = partner::status(&seen, object, own(&Key::Partner(key.clone())));
         let record = world.declared.kept.get(&key).and_then(|held| held.record.as_deref());
         let stale = record.and_then(|kept| partner_trust::turns_stale(object, kept));
         stale.filter(|at| *at > now).into_iter().for_each(|at| plan.wake(at));
@@ -63,29 +67,26 @@ pub(super) fn all(
         }
         if object.status.as_ref() != Some(&status) {
             let version = object.metadata.resource_version.clone();
-            plan.steps.push(Step::PartnerStatus { key, version, status: Box::new(status) });
+            steps.push(Step::PartnerStatus { key, version, status: Box::new(status) });
         }
     }
     for object in &world.declared.domains {
         let name = object.metadata.name.clone().unwrap_or_default();
-        let own = problems_of(problems, &Key::Domain(name.clone()));
         let proxies = summed(counts.remove(&name).unwrap_or_default());
         let partners = partners.remove(&name).unwrap_or_default();
-        let status = domain::status(&seen, object, &own, (proxies, partners), plan);
+        let status = domain::status(&seen, object, own(&Key::Domain(name.clone())), (proxies, partners), plan);
         if object.status.as_ref() != Some(&status) {
             let version = object.metadata.resource_version.clone();
             plan.steps.push(Step::DomainStatus { name, version, status: Box::new(status) });
         }
     }
+    // What a domain says is what everybody goes by: it waits for nobody's status.
+    plan.steps.append(&mut steps);
 }
 
 /// Key identifier of the issuer that a domain's status names.
 pub(super) fn active_key<'a>(world: &'a World, domain: &str) -> Option<&'a str> {
     world.declared.domain(domain)?.status.as_ref()?.active_key_id.as_deref()
-}
-
-fn problems_of<'a>(problems: &'a [(Key, Problem)], key: &Key) -> Vec<&'a Problem> {
-    problems.iter().filter(|(owner, _)| owner == key).map(|(_, problem)| problem).collect()
 }
 
 /// The first visit says that somebody is there (kstatus takes an object without conditions for current).

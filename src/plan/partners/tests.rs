@@ -60,6 +60,14 @@ fn of_partner(world: &World, kind: &str) -> (String, String) {
     (found.status.clone(), found.reason.clone())
 }
 
+/// Every sidecar has what it is told in force.
+fn everybody_follows(world: &mut World) {
+    for app in ["gate", "door", "web"] {
+        follow(world, app, at(100));
+    }
+    world.behind_since.clear();
+}
+
 #[test]
 fn only_edge_servers_whose_ports_list_a_partner_are_told_of_it() {
     let world = edges(&authority("fabrikam", 0, 1_000));
@@ -111,10 +119,7 @@ fn a_partner_becomes_ready_when_every_edge_sidecar_has_it_and_says_what_is_missi
     assert_eq!(of_partner(&world, "Accepted"), is("True", "Accepted"));
     assert_eq!(of_partner(&world, "AnchorsValid"), is("True", "Valid"));
     assert_eq!(of_partner(&world, "Ready"), is("False", "AckPending"));
-    for app in ["gate", "door", "web"] {
-        follow(&mut world, app, at(100));
-    }
-    world.behind_since.clear();
+    everybody_follows(&mut world);
     let waiting = settle(&mut world, at(100));
     assert_eq!(of_partner(&world, "Ready"), is("True", "Ready"));
     assert_eq!(condition(&world, "gate", "Ready"), is("True", "Ready"));
@@ -412,10 +417,7 @@ fn an_edge_server_is_told_where_a_partner_is_and_may_call_it_without_being_calle
 fn a_call_that_failed_is_against_a_partner_and_one_that_was_never_tried_is_not() {
     let mut world = edges(&authority("fabrikam", 0, 1_000));
     settle(&mut world, at(100));
-    for app in ["gate", "door", "web"] {
-        follow(&mut world, app, at(100));
-    }
-    world.behind_since.clear();
+    everybody_follows(&mut world);
     settle(&mut world, at(100));
     assert_eq!(of_partner(&world, "Reachable"), is("Unknown", "NotTried"));
     assert_eq!(of_partner(&world, "Ready"), is("True", "Ready"));
@@ -440,10 +442,7 @@ fn a_call_that_failed_is_against_a_partner_and_one_that_was_never_tried_is_not()
 fn a_deleted_partner_stays_until_no_edge_sidecar_that_can_be_reached_trusts_it() {
     let mut world = edges(&authority("fabrikam", 0, 1_000));
     settle(&mut world, at(100));
-    for app in ["gate", "door", "web"] {
-        follow(&mut world, app, at(100));
-    }
-    world.behind_since.clear();
+    everybody_follows(&mut world);
     settle(&mut world, at(100));
     let held = |world: &World| world.declared.partners[0].metadata.finalizers.clone().unwrap_or_default();
     assert_eq!(held(&world), ["entente.dev/withdrawal"]);
@@ -459,4 +458,23 @@ fn a_deleted_partner_stays_until_no_edge_sidecar_that_can_be_reached_trusts_it()
     settle(&mut unreachable, at(120));
     settle(&mut unreachable, at(126));
     assert_eq!(held(&unreachable), Vec::<String>::new(), "nobody waits for a sidecar that cannot be reached");
+}
+
+#[test]
+fn what_a_domain_says_waits_for_nobodys_status_however_many_partners_are_nothing_but_mistakes() {
+    let mut world = edges(&authority("fabrikam", 0, 1_000));
+    let bad = |number: i32| {
+        let mut one = partner(&format!("p{number}"), "nonsense");
+        one.metadata.namespace = Some(["shop", "elsewhere"][usize::from(number % 2 == 0)].to_owned());
+        one.spec.domains = vec!["contoso.example".into()];
+        one
+    };
+    world.declared.partners.extend((0..3_000).map(bad));
+    let (topology, problems) = Topology::resolve(&world.declared);
+    let steps = crate::plan::plan(&topology, &problems, &world, at(100)).steps;
+    let domain = steps.iter().position(|step| matches!(step, Step::DomainStatus { .. })).unwrap();
+    let first = steps.iter().position(|step| matches!(step, Step::PartnerStatus { .. })).unwrap();
+    assert!(domain < first);
+    settle(&mut world, at(100));
+    assert_eq!(of_partner(&world, "Accepted"), is("True", "Accepted"));
 }
