@@ -20,11 +20,10 @@ use crate::{
     api::{TrustDomain, TrustedServer},
     pki::crl,
     plan::{
-        audit::{GRACE_SECONDS, InUse, Kept, Observed, Report, audit},
+        audit::{GRACE_SECONDS, InUse, Kept, Observed, Report, audit, endpoint},
         bundles,
     },
     sidecar, telemetry,
-    topology::endpoint,
 };
 
 /// No call takes longer.
@@ -134,10 +133,8 @@ async fn observe(client: &Client, namespace: &str, port: u16) -> Result<Observed
     let domains = Api::<TrustDomain>::all(client.clone());
     let domains = within(domains.list(&ListParams::default())).await.context("could not list trust domains")?;
     let trust_domains = domains.items.iter().map(|domain| domain.spec.spiffe_trust_domain.clone()).collect();
-    let endpoints = domains.items.iter().map(|domain| {
-        let key = endpoint::key(namespace, &domain.name_any());
-        (key.to_string(), domain.uid().unwrap_or_default())
-    });
+    let endpoints =
+        domains.items.iter().map(|domain| (endpoint(namespace, &domain.name_any()), domain.uid().unwrap_or_default()));
     // Whoever is declared under such a name has it, and the endpoint is not there.
     let servers: BTreeMap<_, _> = endpoints.chain(servers.items.into_iter().map(named)).collect();
     let listed = listed(client, &domains.items).await?;

@@ -8,9 +8,12 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::pki::{
-    crl::Reason,
-    ledger::{Holder, Ledger, Owner, Record},
+use crate::{
+    pki::{
+        crl::Reason,
+        ledger::{Holder, Ledger, Owner, Record},
+    },
+    topology,
 };
 
 mod finding;
@@ -83,6 +86,11 @@ struct Entry<'a> {
     server: &'a str,
     owner: Option<&'a Owner>,
     record: &'a Record,
+}
+
+/// What the ledger of a domain's bundle endpoint calls its server, with an operator in `namespace`.
+pub fn endpoint(namespace: &str, domain: &str) -> String {
+    topology::endpoint::key(namespace, domain).to_string()
 }
 
 /// Holds everything that was seen against everything else.
