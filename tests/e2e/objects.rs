@@ -67,7 +67,9 @@ fn the_api_server_refuses_what_cannot_be_right_and_says_what_is_allowed() {
     check(&declared("a", "[{name: a, port: 15006}]", ""), "must not be one of the sidecar's own");
     check(&declared("a", "[{name: a, port: 70000}]", ""), "65535");
     check(&declared("a", "[]", "  dnsNames: ['*.contoso.example']"), "dnsNames");
-    check(&declared("a", "[]", "  outbound: {extra: [{ports: [1]}]}"), "exactly one of cidr and service");
+    check(&declared("a", "[]", "  outbound: {extra: [{ports: [1]}]}"), "exactly one of cidr, service and host");
+    check(&declared("a", "[]", "  outbound: {extra: [{host: a.example}]}"), "ports must not be empty with host");
+    check(&declared("a", "[{name: a, port: 1, alpn: [h2]}]", ""), "must not be set unless mode is ServerTLS");
     check(&declared("a.b", "[]", ""), "metadata.name must be a DNS label");
     check(&declared("a", "[]", "  state: Sleeping"), "Suspended");
     check(&declared("a", "[]", "  revokeIssuedBefore: yesterday"), "revokeIssuedBefore");
@@ -86,6 +88,26 @@ fn the_api_server_refuses_what_cannot_be_right_and_says_what_is_allowed() {
     ] {
         let said = domain(spec);
         assert!(said.contains(words), "{spec}: wanted {words:?}: {said}");
+    }
+    let partner = |spec: &str| {
+        format!(
+            "apiVersion: entente.dev/v1alpha1\nkind: FederationPartner\nmetadata: {{name: p}}\nspec: {{domains: [p.example], {spec}}}"
+        )
+    };
+    for (spec, words) in [
+        ("trust: {}", "exactly one of caBundle, configMapRef, spiffeEndpoint and publicCA"),
+        ("trust: {caBundle: x, publicCA: {}}", "exactly one of caBundle, configMapRef, spiffeEndpoint and publicCA"),
+        ("trust: {publicCA: {}}", "serverNames must not be empty with trust.publicCA"),
+        ("trust: {caBundle: x}, serverNames: [a.example]", "must be one of domains or lie below one"),
+        ("trust: {caBundle: x}, edges: [{host: a.example, port: 1}]", "its certificate must carry it"),
+        ("trust: {caBundle: x}, minTLSVersion: '1.1'", "minTLSVersion"),
+        (
+            "trust: {spiffeEndpoint: {url: 'https://a/', spiffeTrustDomain: a.example, profile: HTTPSSPIFFE}}",
+            "endpointSPIFFEID must be set with profile HTTPSSPIFFE",
+        ),
+        ("trust: {spiffeEndpoint: {url: 'http://a/', spiffeTrustDomain: a.example, profile: HTTPSWeb}}", "url"),
+    ] {
+        check(&partner(spec), words);
     }
     place.apply(&declared("a", "[]", ""));
     let said = kubectl(&["get", "trustdomain", "contoso", "-o", "name"]);
