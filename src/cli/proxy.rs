@@ -74,6 +74,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         pod_uid: arguments.pod_uid,
         dns: on(loopback, sidecar::DNS_PORT),
         resolvers: proxy::resolvers(&resolv_conf).into_iter().map(|address| (address, DNS).into()).collect(),
+        search: proxy::search(&resolv_conf),
         control: Control { address: arguments.control_address, authority: arguments.control_ca },
         token_file: arguments.token_file,
         state_dir: arguments.state_dir,

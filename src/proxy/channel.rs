@@ -1,6 +1,6 @@
 //! The control channel: HTTPS to the controller, verified against the control plane's own authority.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
@@ -18,6 +18,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     credentials::Leaf,
+    dns::Guard,
     sockets,
     tls::{self, TlsError},
 };
@@ -90,8 +91,11 @@ impl ChannelError {
 }
 
 /// A client with one kept connection.
-pub(super) struct Channel {
+pub(super) struct Channel<'a> {
+    guard: &'a Guard,
     address: String,
+    host: String,
+    port: u16,
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
     open: Option<SendRequest<Full<Bytes>>>,
@@ -109,16 +113,16 @@ pub(super) struct Call<'a> {
     pub(super) at_most: usize,
 }
 
-impl Channel {
-    /// A client of `control`, with `leaf` as its certificate where there is one.
-    pub(super) fn new(control: &Control, leaf: Option<&Leaf>) -> Result<Self, ChannelError> {
+impl<'a> Channel<'a> {
+    /// A client of `control`, found by `guard`, with `leaf` as its certificate where there is one.
+    pub(super) fn new(guard: &'a Guard, control: &Control, leaf: Option<&Leaf>) -> Result<Self, ChannelError> {
         let wrong = || ChannelError::Address(control.address.clone());
         let (host, port) = control.address.rsplit_once(':').ok_or_else(wrong)?;
-        port.parse::<u16>().map_err(|_| wrong())?;
+        let port = port.parse::<u16>().map_err(|_| wrong())?;
         let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        let name = ServerName::try_from(host).map_err(|_| wrong())?;
+        let name = ServerName::try_from(host.clone()).map_err(|_| wrong())?;
         let config = tls::control(&control.authority, leaf)?;
-        Ok(Self { address: control.address.clone(), name, config, open: None })
+        Ok(Self { guard, address: control.address.clone(), host, port, name, config, open: None })
     }
 
     /// Posts `message` and reads the answer.
@@ -174,7 +178,12 @@ impl Channel {
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, ChannelError> {
-        let dial = timeout(CONNECT, TcpStream::connect(&self.address)).await.map_err(|_| ChannelError::Silent)?;
+        let dial = async {
+            let found = self.guard.find(&self.host).await;
+            let addresses: Vec<SocketAddr> = found.into_iter().map(|address| (address, self.port).into()).collect();
+            TcpStream::connect(&addresses[..]).await
+        };
+        let dial = timeout(CONNECT, dial).await.map_err(|_| ChannelError::Silent)?;
         let socket = dial.map_err(ChannelError::Unreachable)?;
         sockets::prepare(&socket, true).map_err(ChannelError::Unreachable)?;
         let handshake = TlsConnector::from(self.config.clone()).connect(self.name.clone(), socket);

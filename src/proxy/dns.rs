@@ -32,6 +32,8 @@ use crate::{
 
 /// Addresses of one name that are dialled.
 const MOST_ADDRESSES: usize = 8;
+/// Domains that a name is completed with, as many as the system's own look-up takes (resolv.conf(5)).
+const MOST_SEARCHED: usize = 6;
 /// How long a look-up may take.
 const LOOK_UP: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,8 @@ const LOOK_UP: Duration = Duration::from_secs(5);
 pub(super) struct Guard {
     addresses: Mutex<Addresses>,
     resolvers: Resolvers,
+    /// What `resolv.conf` completes names with.
+    search: Vec<DnsName>,
     families: Families,
     /// Whether the pod's own addresses are on loopback: then there is no other network.
     loopback: bool,
@@ -47,11 +51,13 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    /// Begins without names, in a pod with the addresses `own` and these resolvers.
-    pub(super) fn new(resolvers: &[SocketAddr], own: &[IpAddr]) -> Self {
+    /// Begins without names, in a pod with the addresses `own`, these resolvers, and names that are completed with
+    /// `search`.
+    pub(super) fn new(resolvers: &[SocketAddr], search: &[DnsName], own: &[IpAddr]) -> Self {
         Self {
             addresses: Mutex::default(),
             resolvers: Resolvers::new(resolvers),
+            search: search.iter().take(MOST_SEARCHED).cloned().collect(),
             families: Families::of(own),
             loopback: own.iter().any(IpAddr::is_loopback),
             since: Instant::now(),
@@ -95,6 +101,23 @@ impl Guard {
             (true, false) => Err(Refusal::DnsMismatch),
             (true, true) => Err(Refusal::DialFailed),
         }
+    }
+
+    /// Addresses of a host of our own, the controller, by the name that this program was told: completed as `resolv.conf`
+    /// says, else as it is. The system's own look-up would ask from ports that the application may get next, and conntrack
+    /// would take the application's question for ours; it remains for what no resolver knows.
+    pub(super) async fn find(&self, host: &str) -> Vec<IpAddr> {
+        if let Ok(address) = host.parse() {
+            return vec![address];
+        }
+        let completed = self.search.iter().map(|domain| format!("{host}.{domain}"));
+        for name in completed.chain([host.to_owned()]).filter_map(|name| DnsName::parse(&name).ok()) {
+            if let Ok(found) = self.look_up(&name).await {
+                return found;
+            }
+        }
+        let found = tokio::net::lookup_host((host, 0)).await;
+        found.map(|found| found.map(|address| address.ip()).take(MOST_ADDRESSES).collect()).unwrap_or_default()
     }
 
     async fn resolve(&self, name: &DnsName, kind: Rtype, wanted: bool) -> Vec<IpAddr> {

@@ -228,7 +228,7 @@ async fn enrol(
     let lifetime = shared.in_force().map(|generation| generation.brief().lifetime_seconds);
     let call = Call { path: "/v1/certificate", bearer: Some(token.trim()), deadline: DEADLINE, at_most: MAX_RESPONSE };
     // A connection of its own, once a renewal: nothing of an old certificate clings to it.
-    let answer: CertificateResponse = Channel::new(control, None)?.post(&call, &request).await?;
+    let answer: CertificateResponse = Channel::new(&shared.guard, control, None)?.post(&call, &request).await?;
     let leaf = candidate.join(&answer, &shared.place.pod_uid, lifetime, (telemetry::now(), telemetry::jitter()))?;
     if let Err(error) = leaf.store(&shared.place.state_dir) {
         tracing::warn!(%error, "certificate is not kept for a restart");

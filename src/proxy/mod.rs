@@ -56,10 +56,11 @@ use self::{
 pub use self::{
     channel::Control,
     limits::prepare_process,
-    sockets::{Intercepted, resolvers},
+    sockets::{Intercepted, resolvers, search},
 };
 use crate::{
     brief::Direction,
+    identity::DnsName,
     sidecar::{ADMIN_PORT, Probes},
     telemetry,
 };
@@ -81,6 +82,8 @@ pub struct Config {
     pub dns: Vec<SocketAddr>,
     /// The pod's nameservers.
     pub resolvers: Vec<SocketAddr>,
+    /// What the pod completes names with.
+    pub search: Vec<DnsName>,
     /// The controller.
     pub control: Control,
     /// The pod-bound token.
@@ -159,6 +162,7 @@ impl Bound {
             pod_ips,
             pod_uid,
             resolvers,
+            search,
             control,
             token_file,
             state_dir,
@@ -170,7 +174,7 @@ impl Bound {
         } = config;
         std::fs::create_dir_all(&state_dir).with_context(|| format!("cannot use {}", state_dir.display()))?;
         let mounted = Arc::new(Certificates::new(server_certificate, &presented_certificates));
-        let place = Surroundings { pod_uid, pod_ips, resolvers, own_ports, state_dir, intercepted, mounted };
+        let place = Surroundings { pod_uid, pod_ips, resolvers, search, own_ports, state_dir, intercepted, mounted };
         let shared = Arc::new(Shared::new(place));
         restore(&shared);
 

@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     brief::Brief,
+    identity::DnsName,
     refusal::{DestinationDetail, Refusal},
     telemetry,
 };
@@ -69,6 +70,8 @@ pub(super) struct Surroundings {
     pub(super) pod_ips: Vec<IpAddr>,
     /// The pod's nameservers.
     pub(super) resolvers: Vec<SocketAddr>,
+    /// What the pod completes names with.
+    pub(super) search: Vec<DnsName>,
     /// The proxy's own ports.
     pub(super) own_ports: Vec<u16>,
     /// Where key, chain and brief are kept.
@@ -90,7 +93,7 @@ impl Shared {
             draining: AtomicBool::new(false),
             registry: Arc::default(),
             routes: Routes::default(),
-            guard: Guard::new(&place.resolvers, &place.pod_ips),
+            guard: Guard::new(&place.resolvers, &place.search, &place.pod_ips),
             metrics: Metrics::default(),
             refusals: Refusals::default(),
             contacts: Contacts::default(),

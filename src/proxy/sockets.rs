@@ -13,7 +13,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::refusal::{DestinationDetail, Refusal, TimeoutDetail};
+use crate::{
+    identity::DnsName,
+    refusal::{DestinationDetail, Refusal, TimeoutDetail},
+};
 
 /// A short queue hurts when a whole rollout reconnects at once.
 const BACKLOG: i32 = 4096;
@@ -187,6 +190,15 @@ pub fn resolvers(resolv_conf: &str) -> Vec<IpAddr> {
     resolv_conf.lines().filter_map(server).collect()
 }
 
+/// What a `resolv.conf` completes names with: its last `search` line (resolv.conf(5)).
+pub fn search(resolv_conf: &str) -> Vec<DnsName> {
+    let domains = |line: &str| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("search")).then(|| words.filter_map(|name| DnsName::parse(name).ok()).collect())
+    };
+    resolv_conf.lines().filter_map(domains).next_back().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,5 +209,8 @@ mod tests {
                     nameserver nonsense\noptions ndots:5\n";
         let expected: Vec<IpAddr> = vec!["10.96.0.10".parse().unwrap(), "fe80::1".parse().unwrap()];
         assert_eq!(resolvers(text), expected);
+        assert_eq!(search(text), [DnsName::parse("svc.cluster.local").unwrap()]);
+        assert_eq!(search("search a b\nsearch c\n"), [DnsName::parse("c").unwrap()]);
+        assert_eq!(search("nameserver 10.0.0.1\n"), []);
     }
 }

@@ -69,7 +69,7 @@ pub(super) async fn run(shared: Arc<Shared>, control: Control) {
 
 /// Polls with one certificate until there is another.
 async fn follow(shared: &Shared, control: &Control, leaf: &Leaf, changed: &mut watch::Receiver<Option<Arc<Leaf>>>) {
-    let channel = match Channel::new(control, Some(leaf)) {
+    let channel = match Channel::new(&shared.guard, control, Some(leaf)) {
         Ok(channel) => channel,
         Err(error) => {
             tracing::error!(error = &error as &dyn std::error::Error, "the control channel cannot be set up");
@@ -129,7 +129,7 @@ fn failed(shared: &Shared, leaf: &Leaf, error: &SyncError, attempt: u32) {
 struct Polls<'a> {
     shared: &'a Shared,
     leaf: &'a Leaf,
-    channel: Channel,
+    channel: Channel<'a>,
     /// When what was seen last interrupted a held poll.
     reported: Option<Instant>,
 }

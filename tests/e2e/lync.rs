@@ -153,6 +153,12 @@ fn in_the_lync_topology_every_cell_of_who_may_call_whom_is_as_its_table_says() {
         organisation.certifies(name);
         servers.push((organisation.serves(name, address, 5061), Says::new(name, address)));
     }
+    // The roots that we gave it in the demonstration's place are on their way to the edge.
+    let access = must(&["-n", EDGE, "get", "service", "edge", "-o", "jsonpath={.spec.clusterIP}"]);
+    until(30, "the edge knows Fabrikam's root", || {
+        let said = fabrikam.calls("access.fabrikam.example", &format!("{access}:5061"));
+        if said.is_empty() { Err("it is refused".to_owned()) } else { Ok(()) }
+    });
     // Nobody declared it: no sidecar, no certificate, the roots that everybody may have.
     let stranger = format!("t-lync-stranger-{}", std::process::id());
     must(&[

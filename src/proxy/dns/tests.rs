@@ -152,7 +152,7 @@ async fn resolver(addresses: &'static [&'static str]) -> SocketAddr {
 async fn a_name_is_looked_up_in_the_families_of_the_pod_and_never_leads_to_the_pod_itself() {
     let own = |addresses: &[&str]| addresses.iter().map(|one| one.parse().unwrap()).collect::<Vec<IpAddr>>();
     let looked_up = |told, pod: Vec<IpAddr>| async move {
-        Guard::new(&[resolver(told).await], &pod).look_up(&name("fabrikam.example")).await
+        Guard::new(&[resolver(told).await], &[], &pod).look_up(&name("fabrikam.example")).await
     };
     let both: &[&str] = &["192.0.2.1", "2001:db8::1", "127.0.0.1", "240.61.0.1", "::", "224.0.0.1"];
     assert_eq!(looked_up(both, own(&["10.0.0.1", "fd00::1"])).await, Ok(own(&["192.0.2.1", "2001:db8::1"])));
@@ -189,4 +189,28 @@ proptest! {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_host_of_our_own_is_found_as_resolv_conf_completes_it_and_asked_for_from_no_port_of_the_applications() {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let resolver = socket.local_addr().unwrap();
+    let (tell, mut ports) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        let mut buffer = [0; 1500];
+        while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+            let query = Query::parse(&buffer[..length]).unwrap();
+            let known = query.name().is_some_and(|name| name.as_str() == "entente.system.svc.cluster.local");
+            let told: &[&str] = if known && query.kind() == Rtype::A { &["10.96.0.7"] } else { &[] };
+            tell.send(from.port()).unwrap();
+            let _ = socket.send_to(&answer(&query, told), from).await;
+        }
+    });
+    let search = ["shop.svc.cluster.local", "svc.cluster.local", "cluster.local"].map(name);
+    let guard = Guard::new(&[resolver], &search, &["10.0.0.1".parse().unwrap()]);
+    assert_eq!(guard.find("entente.system.svc").await, ["10.96.0.7".parse::<IpAddr>().unwrap()]);
+    while let Ok(port) = ports.try_recv() {
+        assert!(port >= 61_000, "{port}");
+    }
+    assert_eq!(guard.find("10.96.0.9").await, ["10.96.0.9".parse::<IpAddr>().unwrap()]);
 }

@@ -212,6 +212,7 @@ impl Home {
             pod_uid: self.uid.clone(),
             dns: self.resolvers.iter().map(|_| SocketAddr::new(self.ip, 0)).take(1).collect(),
             resolvers: self.resolvers.clone(),
+            search: vec![],
             control: self.control.control(),
             token_file,
             state_dir: self.state.path().to_owned(),
