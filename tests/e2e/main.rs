@@ -9,6 +9,7 @@ mod workloads;
 mod audit;
 mod changes;
 mod chart;
+mod endpoint;
 mod faults;
 mod federation;
 mod hijack;

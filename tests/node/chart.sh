@@ -9,7 +9,7 @@ chart() {
   say "installing the chart with helm"
   helm upgrade --install entente "$ROOT/charts/entente" --namespace "$RELEASE_NAMESPACE" --create-namespace \
     --set image.registry=registry.local --set image.repository=entente --set-string image.tag=dev --set image.pullPolicy=IfNotPresent \
-    --set serverSecrets.enabled=true --set partnerConfigMaps.enabled=true \
+    --set serverSecrets.enabled=true --set partnerConfigMaps.enabled=true --set bundleEndpoint.enabled=true \
     --set trustDomain.create=true --set trustDomain.name=contoso --set trustDomain.spiffeTrustDomain=contoso.example \
     --set-string "podAnnotations.entente\.dev/image=$(cut -c 1-71 "$NODE/loaded/entente" 2>/dev/null)" \
     --wait --timeout 180s >"$LOG/helm.log" 2>&1 || {
