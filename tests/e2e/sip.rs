@@ -27,6 +27,7 @@ struct Calls {
     made: u64,
     failed: u64,
     set_up: String,
+    said: String,
 }
 
 impl Pair {
@@ -106,8 +107,7 @@ impl Pair {
         let set_up = said.out.lines().find_map(|line| line.strip_prefix("set up within ")).unwrap_or_default();
         let found = number("calls").zip(number("failed"));
         let (made, failed) = found.unwrap_or_else(|| panic!("call.sh {line}: {}\n{}", said.out, said.err));
-        assert_eq!(failed, 0, "call.sh {line}: {}\n{}", said.out, said.err);
-        Calls { made, failed, set_up: set_up.to_owned() }
+        Calls { made, failed, set_up: set_up.to_owned(), said: said.out + &said.err }
     }
 
     /// The partner's standing; then each side's message to the other is answered so.
@@ -241,7 +241,9 @@ fn sip_calls_and_messages_pass_both_edges_both_ways_and_a_foreign_from_is_answer
     assert_eq!(pair.message(&pair.them, &pair.reception()), OK);
     assert_eq!(pair.message(&ours, &pair.helpdesk()), OK);
     let (incoming, outgoing) = (pair.calls_in(calls), pair.calls_out(calls));
-    assert_eq!((incoming.made, outgoing.made), (calls, calls));
+    for made in [&incoming, &outgoing] {
+        assert_eq!((made.made, made.failed), (calls, 0), "{}", made.said);
+    }
     let foreign = format!("{} somebody@{}.example", pair.reception(), pair.us);
     assert_eq!(pair.message(&pair.them, &foreign), "SIP/2.0 403 Not Your Domain");
     let seen = pair.wire("stop");
@@ -263,6 +265,7 @@ fn sip_calls_and_messages_pass_both_edges_both_ways_and_a_foreign_from_is_answer
     {
         eprintln!("{what}: {} calls, {} failed", with.made, with.failed);
         eprintln!("  with Entente:                set up within {}", with.set_up);
-        eprintln!("  Kamailio's own TLS, without: set up within {}", without.set_up);
+        // What is compared with may fail on a busy machine; it is told, not promised.
+        eprintln!("  Kamailio's own TLS, without: set up within {}, {} failed", without.set_up, without.failed);
     }
 }
