@@ -160,7 +160,7 @@ fn thousands_of_broken_partners_delay_no_other_partners_end() {
     let gate = format!("{}:5061", place.must(&["get", "pod", &place.pod("gate"), "-o", "jsonpath={.status.podIP}"]));
     let sip = fabrikam.certifies("sip.fabrikam.example");
     let mut held = Held::open(&fabrikam, &sip, &gate);
-    let many = amount(10_000, 300);
+    let many = amount(2_000, 300);
     let one = |number: u64| {
         let object = named(&format!("p{number}"), "", "nonsense");
         object.replacen("metadata: {", &format!("metadata: {{namespace: {}, ", place.name), 1)
