@@ -1,10 +1,70 @@
-//! A bound on TLS handshakes under way, in all and of one source: of those beyond it nothing is computed.
+//! What handshakes share on both sides: a bound on those under way, in all and of one source, beyond which nothing is
+//! computed; and how verifiers check that a peer has the key of the certificate that it shows.
 
 use std::{
     collections::HashMap,
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use jiff::Timestamp;
+use rustls_pki_types::{CertificateDer, UnixTime};
+
+/// The methods of a rustls verifier that check signatures, with the algorithms that chains may use as well. `tls13` = no
+/// other version is offered where it serves.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            leaf: &rustls_pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls12_signature(message, leaf, signature, &$crate::pki::verify::algorithms())
+        }
+
+        signatures!(tls13 only);
+    };
+    (tls13) => {
+        fn verify_tls12_signature(
+            &self,
+            _: &[u8],
+            _: &rustls_pki_types::CertificateDer<'_>,
+            _: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            Err(rustls::Error::General("TLS 1.2 is not offered".to_owned()))
+        }
+
+        signatures!(tls13 only);
+    };
+    (tls13 only) => {
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            leaf: &rustls_pki_types::CertificateDer<'_>,
+            signature: &rustls::DigitallySignedStruct,
+        ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+            rustls::crypto::verify_tls13_signature(message, leaf, signature, &$crate::pki::verify::algorithms())
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+            $crate::pki::verify::algorithms().supported_schemes()
+        }
+    };
+}
+
+pub(crate) use signatures;
+
+/// The chain that a peer shows, leaf first.
+pub(crate) fn chain<'a>(leaf: &'a CertificateDer<'_>, rest: &'a [CertificateDer<'_>]) -> Vec<CertificateDer<'a>> {
+    std::iter::once(leaf).chain(rest).map(|one| CertificateDer::from(one.as_ref())).collect()
+}
+
+/// The moment of a handshake.
+pub(crate) fn instant(now: UnixTime) -> Timestamp {
+    // A time that does not fit is far in the future: everything has expired then.
+    i64::try_from(now.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX)
+}
 
 /// The handshakes of one listener.
 #[derive(Clone, Debug)]

@@ -14,9 +14,7 @@ use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::me
 use kube::{Api, Client, api::PostParams};
 use rcgen::KeyPair;
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme,
-    client::danger::HandshakeSignatureValid,
-    crypto::CryptoProvider,
+    DistinguishedName, ServerConfig,
     server::{
         NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
@@ -30,7 +28,7 @@ use tracing::{debug, warn};
 
 use super::{apply::within, clock::Clock, stores::PART};
 use crate::{
-    handshakes::{Handshake, Handshakes},
+    handshakes::{Handshake, Handshakes, signatures},
     identity::DnsName,
     pki::{self, authority::Serial, control},
     telemetry,
@@ -119,10 +117,9 @@ impl ControlPlane {
     /// The TLS configuration of our endpoints.
     pub(super) fn server(&self, now: Timestamp) -> Result<ServerConfig> {
         let Own { chain, key } = self.issue(now)?;
-        let provider = Arc::new(telemetry::crypto());
-        let mut config = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        let mut config = ServerConfig::builder_with_provider(Arc::new(telemetry::crypto()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(Arc::new(AnyKey(provider)))
+            .with_client_cert_verifier(Arc::new(AnyKey))
             .with_single_cert(chain, key)?;
         // A resumed session would skip the client's certificate.
         config.send_tls13_tickets = 0;
@@ -148,7 +145,7 @@ fn secret(ca: &str, key: &KeyPair) -> Secret {
 /// Accepts every certificate whose key the caller has, and none at all: the webhook's caller brings none, sidecars and
 /// replicas bring theirs, each handler asks for what it needs.
 #[derive(Debug)]
-struct AnyKey(Arc<CryptoProvider>);
+struct AnyKey;
 
 impl ClientCertVerifier for AnyKey {
     fn client_auth_mandatory(&self) -> bool {
@@ -168,29 +165,7 @@ impl ClientCertVerifier for AnyKey {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
+    signatures!();
 }
 
 /// Serves `router` over TLS until `shutdown`.

@@ -17,7 +17,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         &["api", "brief", "handshakes", "identity", "pki", "plan", "refusal", "sidecar", "telemetry", "topology"],
     ),
     ("proxy", &["brief", "handshakes", "identity", "pki", "refusal", "sidecar", "telemetry"]),
-    ("handshakes", &[]),
+    ("handshakes", &["pki"]),
     ("telemetry", &[]),
     ("cli", &["api", "controller", "pki", "plan", "proxy", "sidecar", "telemetry"]),
 ];

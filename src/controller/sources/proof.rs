@@ -2,18 +2,17 @@
 
 use std::sync::{Arc, OnceLock};
 
-use jiff::Timestamp;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, Error, RootCertStore,
     client::{
         Resumption,
-        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+        danger::{ServerCertVerified, ServerCertVerifier},
     },
-    crypto::{verify_tls12_signature, verify_tls13_signature},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 
 use crate::{
+    handshakes::{chain, instant, signatures},
     pki::verify::{self, Anchors},
     refusal::Refusal,
     telemetry,
@@ -80,35 +79,13 @@ impl ServerCertVerifier for Endpoint {
         _: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let chain: Vec<_> = std::iter::once(leaf).chain(intermediates).cloned().collect();
-        let now = i64::try_from(now.as_secs()).ok().and_then(|second| Timestamp::from_second(second).ok());
-        let now = now.ok_or(Error::InvalidCertificate(CertificateError::NotValidYet))?;
-        verify::endpoint(&chain, &self.id, &self.anchors, now).map_err(|refusal| {
+        let chain = chain(leaf, intermediates);
+        verify::endpoint(&chain, &self.id, &self.anchors, instant(now)).map_err(|refusal| {
             let _ = self.verdict.set(refusal);
             Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)
         })?;
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        verify::algorithms().supported_schemes()
-    }
+    signatures!();
 }

@@ -3,11 +3,9 @@
 
 use std::{cell::RefCell, future::Future, sync::Arc, time::Instant};
 
-use jiff::Timestamp;
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme,
     client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{verify_tls12_signature, verify_tls13_signature},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -17,6 +15,7 @@ use super::super::{
     quotas::Quotas,
 };
 use crate::{
+    handshakes::{chain, instant, signatures},
     identity::{DnsName, SpiffeId},
     pki::verify::{self, Partner, Proven},
     refusal::Refusal,
@@ -70,15 +69,6 @@ fn alert(refusal: Refusal) -> CertificateError {
     }
 }
 
-fn chain<'a>(leaf: &'a CertificateDer<'_>, rest: &'a [CertificateDer<'_>]) -> Vec<CertificateDer<'a>> {
-    std::iter::once(leaf).chain(rest).map(|one| CertificateDer::from(one.as_ref())).collect()
-}
-
-fn instant(now: UnixTime) -> Timestamp {
-    // A time that does not fit is far in the future: everything has expired then.
-    i64::try_from(now.as_secs()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok()).unwrap_or(Timestamp::MAX)
-}
-
 /// Whoever dials one of our `MutualTls` ports.
 #[derive(Debug)]
 pub(super) struct Caller {
@@ -117,27 +107,7 @@ impl ClientCertVerifier for Caller {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        verify::algorithms().supported_schemes()
-    }
+    signatures!();
 }
 
 /// Whoever dials one of our `ServerTls` ports that ask for a certificate: nobody has to show one.
@@ -167,27 +137,7 @@ impl ClientCertVerifier for Known {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        verify::algorithms().supported_schemes()
-    }
+    signatures!();
 }
 
 /// The one server that we mean to reach.
@@ -210,27 +160,7 @@ impl ServerCertVerifier for Callee {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        verify::algorithms().supported_schemes()
-    }
+    signatures!(tls13);
 }
 
 /// The one edge of a partner that we mean to reach.
@@ -254,27 +184,7 @@ impl ServerCertVerifier for Edge {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        leaf: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, leaf, signature, &verify::algorithms())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        verify::algorithms().supported_schemes()
-    }
+    signatures!();
 }
 
 /// Any server: for HTTPS probes only.
@@ -299,7 +209,7 @@ impl ServerCertVerifier for Anyone {
         _: &CertificateDer<'_>,
         _: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        no_tls12()
+        Err(Error::General("TLS 1.2 is not offered".to_owned()))
     }
 
     fn verify_tls13_signature(
@@ -314,8 +224,4 @@ impl ServerCertVerifier for Anyone {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         verify::algorithms().supported_schemes()
     }
-}
-
-fn no_tls12<T>() -> Result<T, Error> {
-    Err(Error::General("TLS 1.2 is not offered".to_owned()))
 }
