@@ -24,7 +24,7 @@ use super::{
 use crate::{
     brief::{Direction, Mode, Named, PartnerLink},
     identity::DnsName,
-    refusal::{AlertDetail, HandshakeDetail, Refusal, ServerDetail, TimeoutDetail},
+    refusal::{HandshakeDetail, Refusal, ServerDetail, TimeoutDetail},
     telemetry,
 };
 
@@ -48,9 +48,8 @@ pub(super) async fn call(
             record.mode = "egress";
             let network = reach(shared, &host, destination.port()).await?;
             let address = network.peer_addr().map_err(|_| Refusal::DialFailed)?;
-            let place = outbound::register(shared, generation, Basis::Host { host, address }, |_| Ok(()))?;
-            shared.metrics.connected(Direction::Outbound, record.mode);
-            relay::carry(application, network, Wire::Plain, place, record).await
+            let basis = Basis::Host { host, address };
+            outbound::pass(shared, generation, (application, network), basis, record).await
         }
         Named::Edge(link) => {
             record.mode = mode_word(Mode::MutualTls);
@@ -124,16 +123,7 @@ async fn secured(
     let name = ServerName::try_from(host.as_str().to_owned()).map_err(|_| nameless)?;
     let seat = shared.seat(generation, partner)?;
     let network = reach(shared, &host, port).await?;
-    // Nothing of the application's goes further than here before the verdict.
-    let secured = tls::connect(network, name, config).await.map_err(|refused| {
-        record.presented = refused.proven.map(|proven| proven.to_string());
-        match refused.reason {
-            // It hung up on us in the middle of the handshake.
-            Refusal::Truncated => Refusal::PeerRefused(AlertDetail::Other),
-            other => other,
-        }
-    })?;
-    shared.metrics.handshake(Direction::Outbound, record.age());
+    let secured = outbound::secure(shared, network, (name, config), record).await?;
     let proven = secured.verdict.ok_or(Refusal::NoCertificate)?;
     record.proven(&proven.peer);
     let connection = secured.stream.get_ref().1;

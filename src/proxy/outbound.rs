@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 
 use super::{
     access::Record,
@@ -16,7 +17,8 @@ use super::{
     registry::Place,
     relay::{self, Wire},
     shared::Shared,
-    sockets, tls,
+    sockets,
+    tls::{self, Secured},
 };
 use crate::{
     brief::{Direction, Mode, Route},
@@ -87,6 +89,17 @@ async fn splice(
     record: &mut Record,
 ) -> Result<(), Refusal> {
     let network = sockets::dial(destination, true).await?;
+    pass(shared, generation, (application, network), basis, record).await
+}
+
+/// Relays what is called as it is.
+pub(super) async fn pass(
+    shared: &Shared,
+    generation: &Arc<Generation>,
+    (application, network): (TcpStream, TcpStream),
+    basis: Basis,
+    record: &mut Record,
+) -> Result<(), Refusal> {
     let place = register(shared, generation, basis, |_| Ok(()))?;
     shared.metrics.connected(Direction::Outbound, record.mode);
     relay::carry(application, network, Wire::Plain, place, record).await
@@ -105,15 +118,7 @@ async fn mutual(
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
     let network = sockets::dial(destination, true).await?;
-    let secured = tls::connect(network, name, config).await.map_err(|refused| {
-        record.presented = refused.proven.map(|proven| proven.to_string());
-        match refused.reason {
-            // It hung up on us in the middle of the handshake.
-            Refusal::Truncated => Refusal::PeerRefused(AlertDetail::Other),
-            other => other,
-        }
-    })?;
-    shared.metrics.handshake(Direction::Outbound, record.age());
+    let secured = secure(shared, network, (name, config), record).await?;
     let verdict = secured.verdict.ok_or(Refusal::NoCertificate)?;
     let proof = Some(Proof::new(verdict, generation.own_until, telemetry::now()));
     let basis = Basis::Server { address: destination, server: server.clone(), mode: Mode::MutualTls, pod, proof };
@@ -123,6 +128,25 @@ async fn mutual(
     })?;
     shared.metrics.connected(Direction::Outbound, record.mode);
     relay::carry(application, secured.stream, Wire::Tls, place, record).await
+}
+
+/// The handshake with whoever answers, and its verdict. Nothing of the application's goes further before that.
+pub(super) async fn secure(
+    shared: &Shared,
+    network: TcpStream,
+    (name, config): (ServerName<'static>, Arc<ClientConfig>),
+    record: &mut Record,
+) -> Result<Secured<TlsStream<TcpStream>>, Refusal> {
+    let secured = tls::connect(network, name, config).await.map_err(|refused| {
+        record.presented = refused.proven.map(|proven| proven.to_string());
+        match refused.reason {
+            // It hung up on us in the middle of the handshake.
+            Refusal::Truncated => Refusal::PeerRefused(AlertDetail::Other),
+            other => other,
+        }
+    })?;
+    shared.metrics.handshake(Direction::Outbound, record.age());
+    Ok(secured)
 }
 
 /// Registers a connection; routes may have changed since they were looked up, as the generation may have.
