@@ -31,4 +31,5 @@ pub mod proxy;
 
 pub mod cli;
 pub mod handshakes;
+pub mod mounted;
 pub mod telemetry;

@@ -1,10 +1,10 @@
 //! The bundle endpoint: what other organisations need to judge our servers, for whoever asks. It tells what is public
 //! anyway, and takes nothing.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use anyhow::{Context, Result};
-use arc_swap::{ArcSwap, ArcSwapOption};
+use anyhow::Result;
+use arc_swap::ArcSwap;
 use axum::{
     Router,
     extract::{Path, State},
@@ -14,24 +14,18 @@ use axum::{
 };
 use rustls::{
     ServerConfig,
-    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert},
-    sign::CertifiedKey,
+    server::{NoServerSessionStorage, ResolvesServerCert},
 };
-use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
 
 use super::serving;
-use crate::telemetry;
+use crate::{mounted::Mounted, telemetry};
 
 mod issued;
 
 pub(super) use issued::of as issued;
 pub use issued::{All, Certificate, Issued};
-
-/// The certificate is read again after this time.
-const LOOK: Duration = Duration::from_secs(30);
 
 /// Answers a file of the public trust bundle of a SPIFFE trust domain of ours, where there is one.
 pub type Told = Arc<dyn Fn(&str, &str) -> Option<String> + Send + Sync>;
@@ -78,16 +72,6 @@ fn config(resolver: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig> {
     Ok(config)
 }
 
-/// Reads a chain and its key, PEM both.
-fn pair(chain: &[u8], key: &[u8]) -> Result<CertifiedKey> {
-    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
-    let key = PrivateKeyDer::from_pem_slice(key).context("tls.key must be PEM of a key")?;
-    let key = telemetry::crypto().key_provider.load_private_key(key).context("tls.key")?;
-    let next = CertifiedKey::new(chain.context("tls.crt must be PEM of certificates")?, key);
-    next.keys_match().context("tls.key must be the key of tls.crt")?;
-    Ok(next)
-}
-
 fn router(told: Told) -> Router {
     Router::new().route("/{domain}/{file}", get(tell)).with_state(told)
 }
@@ -101,56 +85,6 @@ async fn tell(State(told): State<Told>, Path((domain, file)): Path<(String, Stri
     match told(&domain, &file) {
         Some(text) => ([(header::CONTENT_TYPE, kind)], text).into_response(),
         None => StatusCode::NOT_FOUND.into_response(),
-    }
-}
-
-/// The certificate in a folder (`tls.crt`, `tls.key`), as it is now.
-#[derive(Debug)]
-pub struct Mounted {
-    folder: PathBuf,
-    held: ArcSwapOption<CertifiedKey>,
-}
-
-impl Mounted {
-    /// The certificate that stands in `folder`, once it was read.
-    pub fn new(folder: PathBuf) -> Arc<Self> {
-        Arc::new(Self { folder, held: ArcSwapOption::empty() })
-    }
-
-    /// Reads it again now and then. One that cannot be used changes nothing.
-    async fn follow(&self) {
-        let mut said = String::new();
-        loop {
-            let outcome = match self.read().await {
-                Ok(next) => {
-                    let same = self.held.load().as_ref().is_some_and(|held| held.cert == next.cert);
-                    if !same {
-                        self.held.store(Some(Arc::new(next)));
-                        info!("the bundle endpoint shows a new certificate");
-                    }
-                    String::new()
-                }
-                Err(error) => format!("{error:#}"),
-            };
-            if outcome != said && !outcome.is_empty() {
-                warn!(error = %outcome, "the certificate of the bundle endpoint cannot be used");
-            }
-            said = outcome;
-            tokio::time::sleep(LOOK).await;
-        }
-    }
-
-    async fn read(&self) -> Result<CertifiedKey> {
-        let file = |name: &'static str| async move {
-            tokio::fs::read(self.folder.join(name)).await.with_context(|| format!("{name} of the mounted Secret"))
-        };
-        pair(&file("tls.crt").await?, &file("tls.key").await?)
-    }
-}
-
-impl ResolvesServerCert for Mounted {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.held.load_full()
     }
 }
 

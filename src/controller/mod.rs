@@ -51,6 +51,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     brief,
+    mounted::Mounted,
     pki::control::SERVING_SECONDS,
     plan::{self, News, Plan, Step, World, withdrawals::gone},
     telemetry,
@@ -239,7 +240,7 @@ fn tell_others(
     shutdown: &CancellationToken,
 ) -> Option<String> {
     let shown = match profile {
-        Profile::HttpsWeb(folder) => endpoint::Shown::Mounted(endpoint::Mounted::new(folder.clone())),
+        Profile::HttpsWeb(folder) => endpoint::Shown::Mounted(Arc::new(Mounted::new(folder.clone()))),
         Profile::HttpsSpiffe => {
             let table = stores::certificates(client, namespace, signal, watches);
             let view = view.clone();

@@ -11,7 +11,7 @@ use rustls::{ClientConfig, ServerConfig};
 use super::{
     credentials::Leaf,
     judge::Judge,
-    mounted::Certificates,
+    presented::Certificates,
     quotas::Quotas,
     tls::{self, Making, TlsError},
 };

@@ -20,9 +20,9 @@ pub mod intercept;
 mod judge;
 mod limits;
 mod metrics;
-mod mounted;
 mod named;
 mod outbound;
+mod presented;
 mod probes;
 mod quotas;
 mod registry;
@@ -50,7 +50,7 @@ use self::{
     accept::Acceptor,
     health::Health,
     limits::Limits,
-    mounted::Certificates,
+    presented::Certificates,
     shared::{Shared, Surroundings},
 };
 pub use self::{

@@ -20,7 +20,7 @@ use super::{
     dns::Guard,
     generation::{Generation, GenerationError, Readiness},
     metrics::Metrics,
-    mounted::Certificates,
+    presented::Certificates,
     quotas::{Quotas, Seat},
     registry::{self, Place, Registry},
     routes::Routes,

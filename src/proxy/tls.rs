@@ -38,7 +38,7 @@ use self::{
 use super::{
     credentials::Leaf,
     judge::{Judge, Refused},
-    mounted::Certificates,
+    presented::Certificates,
     quotas::Quotas,
     sockets,
 };

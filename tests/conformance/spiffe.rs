@@ -12,13 +12,14 @@ use std::{
 use base64::prelude::{BASE64_STANDARD, Engine};
 use entente::{
     controller::{
-        endpoint::{self, Certificate, Issued, Mounted, Shown, Told},
+        endpoint::{self, Certificate, Issued, Shown, Told},
         sources::{
             address::Denied,
             fetch::{FetchError, Fetcher},
             proof::Proof,
         },
     },
+    mounted::Mounted,
     pki::{
         self,
         authority::{self, Authority, Material, Terms},
@@ -189,7 +190,7 @@ fn our_bundle_is_what_go_spiffe_fetches_and_it_asks_us_to_prove_ourselves() {
     let shutdown = tokio_util::sync::CancellationToken::new();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let certificate = Mounted::new(shown.path().to_owned());
+    let certificate = Arc::new(Mounted::new(shown.path().to_owned()));
     let serving = runtime.spawn(endpoint::serve(listener, Shown::Mounted(certificate), told, shutdown.clone()));
     let fetch = |trusted: &Domain, domain: &str| {
         let mut command = installed("ENTENTE_SPIFFE", "spiffe");

@@ -11,6 +11,7 @@ use rustls::{
 
 use crate::{
     identity::{DnsName, Identity, SpiffeId},
+    mounted::pair,
     topology::Server,
 };
 
@@ -32,7 +33,7 @@ impl Certificate {
     /// # Errors
     /// Where it cannot be used.
     pub fn read(chain: &[u8], key: &[u8], (namespace, server): (&str, &str)) -> Result<Self> {
-        let shown = super::pair(chain, key)?;
+        let shown = pair(chain, key)?;
         let leaf = shown.cert.first().context("tls.crt is empty")?;
         let id = match Identity::of(leaf) {
             Ok(identity) => identity.id,

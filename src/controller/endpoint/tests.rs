@@ -7,6 +7,7 @@ use http_body_util::BodyExt;
 use tower::ServiceExt;
 
 use super::*;
+use crate::mounted::pair;
 
 async fn asked(method: &str, path: &str) -> (u16, String) {
     let public = [("bundle.json", "{}"), ("ca.crt", "roots"), ("crl.pem", "lists"), ("secret", "no")];
@@ -40,25 +41,31 @@ async fn three_files_of_each_trust_domain_are_told_and_nothing_else() {
     }
 }
 
-#[tokio::test]
-async fn the_certificate_is_followed_and_one_that_cannot_be_used_changes_nothing() {
+#[test]
+fn the_certificate_is_followed_and_one_that_cannot_be_used_changes_nothing() {
     let folder = tempfile::TempDir::new().unwrap();
     let write = |certificate: &str, key: &str| {
         std::fs::write(folder.path().join("tls.crt"), certificate).unwrap();
         std::fs::write(folder.path().join("tls.key"), key).unwrap();
     };
     let mounted = Mounted::new(folder.path().to_owned());
-    assert!(mounted.read().await.is_err());
-    let pair = || {
+    let shown = || {
+        mounted.look();
+        mounted.current().map(|certified| certified.key.cert.clone())
+    };
+    assert_eq!(shown(), None);
+    let made = || {
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(vec!["trust.contoso.example".to_owned()]).unwrap();
         (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
     };
-    let ((one, its), (two, _)) = (pair(), pair());
+    let ((one, its), (two, _)) = (made(), made());
     write(&one, &its);
-    assert_eq!(mounted.read().await.unwrap().cert, [crate::pki::certificate(&one).unwrap()]);
+    let first = Some(vec![crate::pki::certificate(&one).unwrap()]);
+    assert_eq!(shown(), first);
     for (certificate, key) in [(two.as_str(), its.as_str()), ("nonsense", &its), (&one, "nonsense")] {
         write(certificate, key);
-        assert!(mounted.read().await.is_err());
+        assert!(pair(certificate.as_bytes(), key.as_bytes()).is_err());
+        assert_eq!(shown(), first);
     }
 }

@@ -8,7 +8,7 @@ use rustls::{
 };
 
 use super::{
-    super::{credentials::Leaf, mounted::Certificates},
+    super::{credentials::Leaf, presented::Certificates},
     verifiers,
 };
 use crate::refusal::{HandshakeDetail, ReadyDetail, Refusal};
