@@ -89,7 +89,7 @@ pub fn brief_of(
     (trust, partners): (&Trust, &Federation),
     at: Cursor,
 ) -> Brief {
-    sealed(plain(topology, server, pod, (trust, partners)), trust, at)
+    sealed(plain(topology, server, pod, (trust, partners)), (trust, partners), at)
 }
 
 /// Where a sidecar stands that has its brief in force: the cursor of `brief_of`, without making the whole.
@@ -100,7 +100,7 @@ pub fn cursor_of(
     (trust, partners): (&Trust, &Federation),
     at: Cursor,
 ) -> Cursor {
-    Cursor { hash: hash(&plain(topology, server, pod, (trust, partners)), trust), ..at }
+    Cursor { hash: hash(&plain(topology, server, pod, (trust, partners)), (trust, partners)), ..at }
 }
 
 /// A published server, less what was taken from it since: what narrows does not wait for the leader.
@@ -127,14 +127,13 @@ pub fn narrowed(published: &Server, topology: &Topology) -> Server {
     server
 }
 
-/// Everything but the scope that everybody has, and the cursor.
+/// Everything but scopes, with what belongs to partners', and the cursor.
 fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners): (&Trust, &Federation)) -> Brief {
     let domain = topology.domain(&server.domain);
     let lifetime = domain.map_or(86_400, |domain| domain.lifetime_seconds);
     // Whoever names its callers need not hear of Edge servers that come and go.
     let all_declared = server.ports.iter().any(|port| port.allow.all_declared);
     let edges = domain.map(|domain| &domain.edges);
-    let web = partners.scopes.iter().any(|scope| matches!(&scope.names, ScopeNames::Partner(names) if names.web));
     Brief {
         version: VERSION,
         cursor: Cursor::default(),
@@ -148,9 +147,9 @@ fn plain(topology: &Topology, server: &Server, pod: &PodFacts, (trust, partners)
         ports: server.ports.iter().filter_map(|declared| port(declared, &partners.scopes)).collect(),
         edges: if all_declared { edges.into_iter().flatten().cloned().collect() } else { vec![] },
         egress: server.egress.clone(),
-        scopes: partners.scopes.clone(),
-        partners: partners.links.clone(),
-        web_roots: if web { topology.web_roots().to_vec() } else { vec![] },
+        scopes: vec![],
+        partners: vec![],
+        web_roots: vec![],
         drain_seconds: server.drain_seconds,
     }
 }
@@ -176,7 +175,7 @@ pub fn withdrawn(identity: &Identity, trust: &Trust, at: Cursor) -> Brief {
         web_roots: vec![],
         drain_seconds: 0,
     };
-    sealed(brief, trust, at)
+    sealed(brief, (trust, &Federation::default()), at)
 }
 
 /// UDP ports travel with the pod's interception rules, not with the brief. No port lists a partner without a scope.
@@ -187,17 +186,20 @@ fn port(port: &ServerPort, partners: &[Scope]) -> Option<Port> {
     Some(Port { name, port: *port, target_port: *target_port, mode: (*mode)?, allow, server_tls: server_tls.clone() })
 }
 
-/// Gives the brief the scope that everybody has and its cursor: the revision, and the hash of everything else.
-fn sealed(mut brief: Brief, trust: &Trust, at: Cursor) -> Brief {
-    brief.cursor = Cursor { hash: hash(&brief, trust), ..at };
-    brief.scopes.insert(0, trust.scope.clone());
+/// Gives the brief its scopes and its cursor: the revision, and the hash of everything else.
+fn sealed(mut brief: Brief, (trust, partners): (&Trust, &Federation), at: Cursor) -> Brief {
+    brief.cursor = Cursor { hash: hash(&brief, (trust, partners)), ..at };
+    brief.scopes = [std::slice::from_ref(&trust.scope), &partners.scopes].concat();
+    brief.partners.clone_from(&partners.links);
+    brief.web_roots.clone_from(&partners.web_roots);
     brief
 }
 
-/// The scope counts by its digest: many sidecars share a long one.
-fn hash(brief: &Brief, trust: &Trust) -> String {
+/// Scopes count by their digests: many sidecars share long ones.
+fn hash(brief: &Brief, (trust, partners): (&Trust, &Federation)) -> String {
     // A brief is made of strings, numbers and lists: serde_json has no reason to refuse it.
     let mut bytes = serde_json::to_vec(brief).unwrap_or_default();
     bytes.extend(trust.digest.as_bytes());
+    bytes.extend(partners.digest().as_bytes());
     pki::hex(&Sha256::digest(bytes)[..16])
 }

@@ -9,7 +9,7 @@ use super::{Plan, Step, Turn, World};
 use crate::{
     api::Role,
     brief::{Mode, PartnerLink, PartnerNames, PartnerStanding, Scope, ScopeNames, partner_scope},
-    pki::bundle::Bundle,
+    pki::{self, bundle::Bundle},
     topology::{Domain, Partner, PartnerKey, Server, Topology},
 };
 
@@ -26,13 +26,35 @@ pub struct Federation {
     pub scopes: Vec<Scope>,
     /// How they deal with them: a link for each scope.
     pub links: Vec<PartnerLink>,
+    /// Roots of the web PKI, where a scope rests on them.
+    pub web_roots: Vec<String>,
+    /// Digest of all this, made once for every sidecar of a server: revocations may be long. Empty = there is nothing.
+    digest: String,
+}
+
+impl Federation {
+    fn of((scopes, links): (Vec<Scope>, Vec<PartnerLink>), web_roots: &[String]) -> Self {
+        if scopes.is_empty() {
+            return Self::default();
+        }
+        let web = scopes.iter().any(|scope| matches!(&scope.names, ScopeNames::Partner(names) if names.web));
+        let web_roots = if web { web_roots.to_vec() } else { vec![] };
+        // It is made of strings, numbers and lists: serde_json has no reason to refuse it.
+        let text = serde_json::to_vec(&(&scopes, &links, &web_roots)).unwrap_or_default();
+        Self { scopes, links, web_roots, digest: pki::sha256_hex(&text) }
+    }
+
+    /// Changes with everything in it.
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
 }
 
 /// What the sidecars of `server` are told of partners: an Edge server of those that a port of it lists, and of those
 /// that it may call; every other server of none. One that is not trusted now has no anchors.
 pub fn told(topology: &Topology, server: &Server, now: Timestamp) -> Federation {
-    let (scopes, links) = met(topology, server).map(|partner| (scope(partner, now), link(partner, now))).unzip();
-    Federation { scopes, links }
+    let both = met(topology, server).map(|partner| (scope(partner, now), link(partner, now))).unzip();
+    Federation::of(both, topology.web_roots())
 }
 
 fn met<'a>(topology: &'a Topology, server: &'a Server) -> impl Iterator<Item = &'a Partner> {
@@ -80,7 +102,7 @@ fn link(partner: &Partner, now: Timestamp) -> PartnerLink {
 /// What two answers of [`told`] both say: while a change waits to be published, what it takes away is taken away at
 /// once, and what it adds is not there yet. `listed` are the partners that ports still list.
 pub fn common(published: Federation, now: &Federation, server: &Server) -> Federation {
-    let mut both = Federation::default();
+    let mut both = (vec![], vec![]);
     for (scope, link) in published.scopes.into_iter().zip(published.links) {
         let then = now.scopes.iter().zip(&now.links).find(|(other, _)| other.id == scope.id);
         let Some((other, also)) = then else { continue };
@@ -89,11 +111,11 @@ pub fn common(published: Federation, now: &Federation, server: &Server) -> Feder
         // A sidecar refuses a scope that serves nobody.
         let scope = narrower_scope(scope, other).filter(|_| listed || !link.edges.is_empty());
         if let Some(scope) = scope {
-            both.scopes.push(scope);
-            both.links.push(link);
+            both.0.push(scope);
+            both.1.push(link);
         }
     }
-    both
+    Federation::of(both, &published.web_roots)
 }
 
 fn narrower_scope(scope: Scope, other: &Scope) -> Option<Scope> {
@@ -148,28 +170,24 @@ pub(super) fn may_go(key: &PartnerKey, topology: &Topology, turn: Option<&Turn<'
     })
 }
 
+/// Whether the ConfigMap tells of a partner: of those that are trusted now by roots of their own.
+fn is_told_of(partner: &Partner, now: Timestamp) -> bool {
+    partner.standing(now) == PartnerStanding::Active && partner.anchors(now).next().is_some()
+}
+
 /// What ConfigMap `entente-partners` of a namespace holds; nothing = there is none.
-fn data<'a>(topology: &'a Topology, namespace: &str, now: Timestamp) -> BTreeMap<String, String> {
-    let here = topology.partners_in(namespace);
-    let one = |partner: &'a Partner| {
-        let scope = scope(partner, now);
-        if scope.anchors.is_empty() {
-            return None;
-        }
-        let roots = Bundle::of(scope.anchors.iter().map(String::as_str)).render();
-        Some((partner.key.name.as_str(), roots, partner.crl_pem.as_str()))
-    };
+fn data(topology: &Topology, namespace: &str, now: Timestamp) -> BTreeMap<String, String> {
     let mut data = BTreeMap::new();
     let mut bytes = 0;
-    for (name, roots, lists) in here.filter_map(one) {
+    for partner in topology.partners_in(namespace).filter(|partner| is_told_of(partner, now)) {
+        let (name, lists) = (&partner.key.name, &partner.crl_pem);
+        let roots = Bundle::of(partner.anchors(now).map(|root| root.pem.as_str())).render();
         bytes += roots.len() + lists.len();
         // Everybody's lists together must fit into one object; those that do not are told to sidecars alone.
         if !lists.is_empty() && bytes <= MOST_LISTS {
-            data.insert(format!("{name}.crl.pem"), lists.to_owned());
+            data.insert(format!("{name}.crl.pem"), lists.clone());
         }
-        if !roots.is_empty() {
-            data.insert(format!("{name}.crt"), roots);
-        }
+        data.insert(format!("{name}.crt"), roots);
     }
     data
 }
@@ -196,8 +214,9 @@ pub(super) fn write(topology: &Topology, world: &World, domain: &Domain, now: Ti
 /// Removes the ConfigMaps that have nothing to say any more.
 pub(super) fn leftovers(topology: &Topology, world: &World, now: Timestamp, plan: &mut Plan) {
     for namespace in world.partner_bundles.keys() {
+        let told_of = || topology.partners_in(namespace).any(|partner| is_told_of(partner, now));
         let wanted = match topology.domain_of_namespace(namespace) {
-            Some(domain) => domain.edge_namespaces.contains(namespace) && !data(topology, namespace, now).is_empty(),
+            Some(domain) => domain.edge_namespaces.contains(namespace) && told_of(),
             // One whose domain is only broken or gone for a moment keeps what it has.
             None => world.declared.namespaces.get(namespace).is_some_and(Option::is_some),
         };
