@@ -60,18 +60,6 @@ pub enum ListError {
     WentBack,
 }
 
-impl ListError {
-    /// The reason of a condition.
-    pub const fn reason(&self) -> &'static str {
-        match self {
-            Self::Unparsable(_) => "Unparsable",
-            Self::BadSignature => "BadSignature",
-            Self::TooMany => "TooMany",
-            Self::WentBack => "WentBack",
-        }
-    }
-}
-
 impl List {
     /// Whether it may follow `before`, an earlier list of the same authority: neither number nor date goes back.
     pub fn follows(&self, before: &Self) -> bool {

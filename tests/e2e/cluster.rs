@@ -137,6 +137,14 @@ impl Place {
         Self::in_domain(test, more, Some(shared), None)
     }
 
+    /// With a trust domain of its own, whose edge it is.
+    pub(crate) fn at_the_edge(test: &str) -> Self {
+        let place = Self::with_domain(test, "leaf: {lifetimeSeconds: 3600, clockSkewSeconds: 30}");
+        let edges = format!("{{\"spec\": {{\"edgeNamespaces\": [\"{}\"]}}}}", place.name);
+        must(&["patch", "trustdomain", test, "--type=merge", "-p", &edges]);
+        place
+    }
+
     /// The same for a test that has the control plane alone.
     pub(crate) fn alone_with_domain(test: &str, more: &str) -> Self {
         let alone = CONTROL_PLANE.write().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -245,6 +253,16 @@ spec: {{spiffeTrustDomain: {test}.example, dnsSuffixes: [{test}.example], {more}
             let found = self.condition(server, kind);
             if found.starts_with(expected) { Ok(found) } else { Err(found) }
         })
+    }
+
+    /// Waits until a condition of the partner `fabrikam` begins with `expected`, `status/reason/message`.
+    pub(crate) fn partner_is(&self, kind: &str, expected: &str) {
+        until(45, &format!("the partner has {kind}={expected}"), || {
+            let path = |field: &str| format!("{{.status.conditions[?(@.type==\"{kind}\")].{field}}}");
+            let template = format!("jsonpath={}/{}/{}", path("status"), path("reason"), path("message"));
+            let found = self.kubectl(&["get", "federationpartner", "fabrikam", "-o", &template]).out;
+            if found.starts_with(expected) { Ok(()) } else { Err(found) }
+        });
     }
 
     /// Waits for an Event of reason ConnectionRefused with this code on a server.

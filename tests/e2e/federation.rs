@@ -6,44 +6,19 @@ use std::{
 };
 
 use crate::{
-    cluster::{Place, amount, create, must, until},
+    cluster::{Place, amount, create, until},
     organisation::{Organisation, ends},
-    workloads::{IDLE, server, service, web},
+    workloads::{IDLE, partner, server, service, web},
 };
 
 const DOMAIN: &str = "federated";
 const SOON: Duration = Duration::from_secs(10);
 
-fn partner(root: &str) -> String {
-    let root = root.replace('\n', "\n      ");
-    format!(
-        "apiVersion: entente.dev/v1alpha1
-kind: FederationPartner
-metadata: {{name: fabrikam}}
-spec:
-  domains: [fabrikam.example]
-  trust:
-    caBundle: |
-      {root}"
-    )
-}
-
-fn partner_is(place: &Place, kind: &str, expected: &str) {
-    until(30, &format!("the partner has {kind}={expected}"), || {
-        let path = |field: &str| format!("{{.status.conditions[?(@.type==\"{kind}\")].{field}}}");
-        let template = format!("jsonpath={}/{}/{}", path("status"), path("reason"), path("message"));
-        let found = place.kubectl(&["get", "federationpartner", "fabrikam", "-o", &template]).out;
-        if found.starts_with(expected) { Ok(()) } else { Err(found) }
-    });
-}
-
 #[test]
 fn a_partner_reaches_the_edge_server_that_lists_it_under_its_own_names_and_nothing_else() {
-    let place = Place::with_domain(DOMAIN, "leaf: {lifetimeSeconds: 3600, clockSkewSeconds: 30}");
-    let edges = format!("{{\"spec\": {{\"edgeNamespaces\": [\"{}\"]}}}}", place.name);
-    must(&["patch", "trustdomain", DOMAIN, "--type=merge", "-p", &edges]);
+    let place = Place::at_the_edge(DOMAIN);
     let fabrikam = Organisation::new("Fabrikam", DOMAIN);
-    place.apply(&partner(&fabrikam.root()));
+    place.apply(&partner("fabrikam", "", &fabrikam.root()));
     let two = web(8080, "ours").replacen(
         "server {",
         "server { listen 8081; location / { return 200 'theirs'; } } server {",
@@ -60,7 +35,7 @@ fn a_partner_reaches_the_edge_server_that_lists_it_under_its_own_names_and_nothi
     place.apply(&server("inside", &web(8080, "inside"), "[{name: http, port: 80, targetPort: 8080}]", ""));
     place.apply(&server("client", IDLE, "[]", ""));
     place.ready(&["gate", "inside", "client"]);
-    partner_is(&place, "Ready", "True/");
+    place.partner_is("Ready", "True/");
     fabrikam.trusts(&place.bundle("ca.crt"));
     let address = |app: &str| place.must(&["get", "pod", &place.pod(app), "-o", "jsonpath={.status.podIP}"]);
     let (gate, inside) = (format!("{}:5061", address("gate")), format!("{}:8080", address("inside")));
@@ -91,7 +66,7 @@ fn a_partner_reaches_the_edge_server_that_lists_it_under_its_own_names_and_nothi
     drop(stdin);
     eprintln!("a suspended partner's connection ended {took:.2?} after kubectl patch");
     assert_eq!(fabrikam.calls(&sip, &gate), "");
-    partner_is(&place, "Ready", "False/Suspended");
+    place.partner_is("Ready", "False/Suspended");
     place.must(&["patch", "federationpartner", "fabrikam", "--type=merge", "-p", r#"{"spec": {"state": "Active"}}"#]);
     until(10, "it may call again", || {
         let answer = fabrikam.calls(&sip, &gate);
@@ -131,27 +106,11 @@ impl Drop for Held {
     }
 }
 
-fn named(name: &str, spec: &str, root: &str) -> String {
-    let root = root.replace('\n', "\n      ");
-    format!(
-        "apiVersion: entente.dev/v1alpha1
-kind: FederationPartner
-metadata: {{name: {name}}}
-spec:
-  domains: [{name}.example]
-{spec}  trust:
-    caBundle: |
-      {root}"
-    )
-}
-
 #[test]
 fn thousands_of_broken_partners_delay_no_other_partners_end() {
-    let place = Place::with_domain("crowded", "leaf: {lifetimeSeconds: 3600, clockSkewSeconds: 30}");
-    let edges = format!("{{\"spec\": {{\"edgeNamespaces\": [\"{}\"]}}}}", place.name);
-    must(&["patch", "trustdomain", "crowded", "--type=merge", "-p", &edges]);
+    let place = Place::at_the_edge("crowded");
     let fabrikam = Organisation::new("Fabrikam", "crowded");
-    place.apply(&named("fabrikam", "", &fabrikam.root()));
+    place.apply(&partner("fabrikam", "", &fabrikam.root()));
     let ports = "[{name: sip, port: 5061, targetPort: 8080, allowFrom: [{partner: {name: fabrikam}}]}]";
     place.apply(&server("gate", &web(8080, "gate"), ports, "  role: Edge"));
     place.apply(&service("gate", 5061, 5061));
@@ -162,28 +121,26 @@ fn thousands_of_broken_partners_delay_no_other_partners_end() {
     let mut held = Held::open(&fabrikam, &sip, &gate);
     let many = amount(2_000, 300);
     let one = |number: u64| {
-        let object = named(&format!("p{number}"), "", "nonsense");
+        let object = partner(&format!("p{number}"), "", "nonsense");
         object.replacen("metadata: {", &format!("metadata: {{namespace: {}, ", place.name), 1)
     };
     create(&(0..many).map(one).collect::<Vec<_>>().join("\n---\n"));
     let patch = r#"{"spec": {"state": "Suspended"}}"#;
     place.must(&["patch", "federationpartner", "fabrikam", "--type=merge", "-p", patch]);
     held.ended(&format!("suspended among {many} that are nothing but mistakes"));
-    partner_is(&place, "Ready", "False/Suspended");
+    place.partner_is("Ready", "False/Suspended");
 }
 
 #[test]
 fn what_a_partner_loses_cuts_its_own_connections_and_neither_a_neighbours_nor_by_its_mistakes() {
-    let place = Place::with_domain("withdrawn", "leaf: {lifetimeSeconds: 3600, clockSkewSeconds: 30}");
-    let edges = format!("{{\"spec\": {{\"edgeNamespaces\": [\"{}\"]}}}}", place.name);
-    must(&["patch", "trustdomain", "withdrawn", "--type=merge", "-p", &edges]);
+    let place = Place::at_the_edge("withdrawn");
     let (fabrikam, litware) = (Organisation::new("Fabrikam", "withdrawn"), Organisation::new("Litware", "withdrawn"));
-    place.apply(&named(
+    place.apply(&partner(
         "fabrikam",
-        "  revocation: {configMapRef: {name: lists, key: list.pem}, onStale: Allow}\n",
+        "  revocation: {configMapRef: {name: lists, key: list.pem}, onStale: Allow}",
         &fabrikam.root(),
     ));
-    place.apply(&named("litware", "", &litware.root()));
+    place.apply(&partner("litware", "", &litware.root()));
     let allowed = "allowFrom: [{partner: {name: fabrikam}}, {partner: {name: litware}}]";
     let ports = format!("[{{name: sip, port: 5061, targetPort: 8080, {allowed}}}]");
     place.apply(&server("gate", &web(8080, "gate"), &ports, "  role: Edge"));
@@ -225,7 +182,7 @@ fn what_a_partner_loses_cuts_its_own_connections_and_neither_a_neighbours_nor_by
 
     // Garbage instead of roots, beside partners that are nothing but mistakes: what was good stays.
     patch(serde_json::json!({"trust": {"caBundle": "nonsense"}}));
-    place.apply(&named("broken", "", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
+    place.apply(&partner("broken", "", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"));
     place.apply(
         "apiVersion: entente.dev/v1alpha1
 kind: FederationPartner
@@ -234,7 +191,7 @@ spec:
   domains: [away.example]
   trust: {spiffeEndpoint: {url: 'https://nobody.example/', spiffeTrustDomain: away.example, profile: HTTPSWeb}}",
     );
-    partner_is(&place, "TrustFresh", "False/FetchFailed");
+    place.partner_is("TrustFresh", "False/FetchFailed");
     assert!(kept.is_open() && neighbour.is_open());
     assert!(fabrikam.calls(&other, &gate).trim_end().ends_with("gate"), "{}", place.picture());
 
@@ -243,7 +200,7 @@ spec:
     let end = jiff::Timestamp::from_second(i64::try_from(end).unwrap()).unwrap();
     patch(serde_json::json!({"validUntil": end.to_string()}));
     kept.ended("its contract ended four seconds after");
-    partner_is(&place, "Ready", "False/");
+    place.partner_is("Ready", "False/");
     assert_eq!(fabrikam.calls(&other, &gate), "");
     assert!(place.refusals(&place.pod("gate"), "inbound", "PartnerExpired") >= 1);
     assert!(neighbour.is_open(), "the neighbour noticed nothing");

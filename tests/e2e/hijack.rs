@@ -1,9 +1,9 @@
 //! DNS that lies, on the real node: nothing is sent to whoever it names, and the reason can be read.
 
 use crate::{
-    cluster::{Place, Says, must, until},
+    cluster::{Place, Says, until},
     organisation::{Organisation, Server},
-    workloads::{IDLE, server, service, web},
+    workloads::{IDLE, partner, server, service, web},
 };
 
 const UNDECLARED: &str = "198.18.254.10";
@@ -58,22 +58,10 @@ fn a_name_of_ours_that_dns_leads_elsewhere_is_not_answered_and_nothing_is_sent_t
 
 #[test]
 fn a_partners_name_that_dns_leads_to_a_look_alike_is_refused_before_a_byte_is_sent() {
-    let place = Place::with_domain("lookalike", "leaf: {lifetimeSeconds: 3600, clockSkewSeconds: 30}");
-    let edges = format!("{{\"spec\": {{\"edgeNamespaces\": [\"{}\"]}}}}", place.name);
-    must(&["patch", "trustdomain", "lookalike", "--type=merge", "-p", &edges]);
+    let place = Place::at_the_edge("lookalike");
     let (fabrikam, mallory) = (Organisation::new("Fabrikam", "lookalike"), Organisation::new("Mallory", "lookalike"));
-    let root = fabrikam.root().replace('\n', "\n      ");
-    place.apply(&format!(
-        "apiVersion: entente.dev/v1alpha1
-kind: FederationPartner
-metadata: {{name: fabrikam}}
-spec:
-  domains: [fabrikam.example]
-  edges: [{{host: www.fabrikam.example, port: 443}}]
-  trust:
-    caBundle: |
-      {root}"
-    ));
+    let edges = "  edges: [{host: www.fabrikam.example, port: 443}]";
+    place.apply(&partner("fabrikam", edges, &fabrikam.root()));
     place.apply(&server("client", IDLE, "[]", "  role: Edge"));
     place.ready(&["client"]);
     let ours = place.bundle("ca.crt");
@@ -96,7 +84,7 @@ spec:
             if heard.contains("hello") { Ok(()) } else { Err(heard) }
         });
     }
-    partner_reachable(&place, "True/Verified");
+    place.partner_is("Reachable", "True/Verified/");
     let impostor = mallory.serves("www.fabrikam.example", IMPOSTOR, 443);
     let _lie = Says::new("www.fabrikam.example", IMPOSTOR);
     until(10, "the lie is told", || {
@@ -106,15 +94,6 @@ spec:
     });
     assert_eq!(call(), "");
     assert_eq!(mallory.heard(), "", "not one byte went to the look-alike");
-    partner_reachable(&place, "False/UntrustedRoot");
+    place.partner_is("Reachable", "False/UntrustedRoot/");
     drop((real, impostor));
-}
-
-fn partner_reachable(place: &Place, expected: &str) {
-    until(45, &format!("the partner is Reachable={expected}"), || {
-        let path = |field: &str| format!("{{.status.conditions[?(@.type==\"Reachable\")].{field}}}");
-        let template = format!("jsonpath={}/{}", path("status"), path("reason"));
-        let found = place.kubectl(&["get", "federationpartner", "fabrikam", "-o", &template]).out;
-        if found == expected { Ok(()) } else { Err(found) }
-    });
 }

@@ -28,6 +28,23 @@ spec:
     )
 }
 
+/// A FederationPartner that may speak for `NAME.example`, with these roots; `more` is further YAML of its spec, two spaces
+/// in.
+pub(crate) fn partner(name: &str, more: &str, roots: &str) -> String {
+    let roots = roots.replace('\n', "\n      ");
+    format!(
+        "apiVersion: entente.dev/v1alpha1
+kind: FederationPartner
+metadata: {{name: {name}}}
+spec:
+  domains: [{name}.example]
+{more}
+  trust:
+    caBundle: |
+      {roots}"
+    )
+}
+
 /// A ServiceAccount.
 pub(crate) fn account(name: &str) -> String {
     format!("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {name}}}")
