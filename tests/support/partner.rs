@@ -138,6 +138,27 @@ pub(crate) fn allowed(partners: &[&str]) -> Vec<AllowedPartner> {
     partners.iter().map(|name| AllowedPartner { name: (*name).to_owned(), target_port: None }).collect()
 }
 
+/// What is changed about a certificate before it is signed.
+pub(crate) type Forge = fn(&mut CertificateParams, Timestamp);
+
+/// What makes a good leaf wrong in one way; `good` leaves it as it is.
+pub(crate) fn forge(what: &str) -> Forge {
+    match what {
+        "good" => |_, _| (),
+        "expired" => |params, now| params.not_after = instant(now - SignedDuration::from_secs(2)),
+        "no purpose" => |params, _| params.extended_key_usages.clear(),
+        "a second URI" => {
+            |params, _| params.subject_alt_names.push(uri("spiffe://contoso.example/ns/sip/server/other"))
+        }
+        "an address" => |params, _| params.subject_alt_names.push(SanType::IpAddress([10, 0, 0, 1].into())),
+        "names in the common name only" => |params, _| {
+            params.subject_alt_names.clear();
+            params.distinguished_name.push(DnType::CommonName, "sip.fabrikam.example");
+        },
+        other => panic!("nobody forges {other:?}"),
+    }
+}
+
 pub(crate) fn dns(name: &str) -> SanType {
     SanType::DnsName(name.try_into().unwrap())
 }
