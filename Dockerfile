@@ -6,6 +6,8 @@ RUN apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf
 WORKDIR /src
 COPY Cargo.toml Cargo.lock ./
 COPY src src
+# A member of the workspace; Cargo reads its manifest whatever it builds.
+COPY benches benches
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     cargo build --locked --release --bin entente && install -D target/release/entente /out/entente
 

@@ -1,0 +1,77 @@
+//! The harness begins itself again in network, mount and process namespaces of its own, so that whatever it started
+//! ends with it, whichever way it ends.
+
+use std::{ffi::OsStr, fs, path::Path};
+
+use anyhow::{Context, ensure};
+use tokio::{
+    process::Command,
+    signal::unix::{SignalKind, signal},
+};
+
+use crate::{options::Options, run};
+
+/// Environment: set in the process that lives in its own namespaces.
+const INSIDE: &str = "ENTENTE_PEERS_INSIDE";
+
+/// Runs the benchmark, here or in namespaces of its own.
+pub(crate) fn run(options: Options) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    if std::env::var_os(INSIDE).is_some() {
+        return runtime.block_on(run::run(&options.settled()));
+    }
+    ensure!(fs::metadata("/proc/self").is_ok_and(|own| owned_by_root(&own)), "network namespaces need root");
+    let _allowed = Allowed::cubic()?;
+    runtime.block_on(again())
+}
+
+fn owned_by_root(own: &fs::Metadata) -> bool {
+    std::os::unix::fs::MetadataExt::uid(own) == 0
+}
+
+async fn again() -> anyhow::Result<()> {
+    let mut inner = Command::new("unshare")
+        .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(std::env::current_exe()?)
+        .args(std::env::args_os().skip(1).collect::<Vec<_>>().iter().map(OsStr::new))
+        .env(INSIDE, "1")
+        // A key pressed reaches us alone, and we end it.
+        .process_group(0)
+        .kill_on_drop(true)
+        .spawn()
+        .context("unshare")?;
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let status = tokio::select! {
+        status = inner.wait() => Some(status?),
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+    };
+    inner.kill().await.ok();
+    ensure!(status.context("interrupted")?.success(), "the benchmark failed");
+    Ok(())
+}
+
+/// Which congestion controls namespaces may choose; put back when dropped.
+struct Allowed(Option<String>);
+
+const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+
+impl Allowed {
+    /// Allows cubic, whatever the machine's own choice is: BBR paces even on a veth pair.
+    fn cubic() -> anyhow::Result<Self> {
+        let before = fs::read_to_string(Path::new(ALLOWED)).context("congestion controls")?;
+        if before.split_whitespace().any(|name| name == "cubic") {
+            return Ok(Self(None));
+        }
+        fs::write(ALLOWED, format!("{} cubic", before.trim())).context("cubic is not there")?;
+        Ok(Self(Some(before)))
+    }
+}
+
+impl Drop for Allowed {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = fs::write(ALLOWED, before);
+        }
+    }
+}
