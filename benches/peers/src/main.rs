@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod load;
+mod report;
+mod stats;
 
 use clap::Parser;
 
@@ -13,11 +15,14 @@ enum Command {
     Serve(load::Serve),
     /// Put one load on an address and print what came of it as a line of JSON
     Drive(load::Drive),
+    /// Write table and pictures from samples into a Markdown file
+    Report(report::Report),
 }
 
 fn main() -> anyhow::Result<()> {
     match Command::parse() {
         Command::Serve(serve) => serve.run(),
         Command::Drive(drive) => drive.run(),
+        Command::Report(report) => report.run(),
     }
 }
