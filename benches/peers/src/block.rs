@@ -80,15 +80,13 @@ pub(crate) async fn saturation(options: &Options) -> anyhow::Result<f64> {
 async fn timed(part: Part, rate: u32, options: &Options, pair: Option<&Pair>) -> anyhow::Result<Vec<Figure>> {
     let (seconds, warmup) = (options.seconds, options.warmup);
     let load = match part {
-        Part::BulkUp | Part::BulkDown => {
-            Load::Bulk { up: part == Part::BulkUp, connections: BULK, seconds, warmup }
-        }
+        Part::BulkUp | Part::BulkDown => Load::Bulk { up: part == Part::BulkUp, connections: BULK, seconds, warmup },
         Part::Requests => Load::Requests { connections: MANY, seconds, warmup },
         Part::Single => Load::Requests { connections: 1, seconds, warmup },
-        Part::Connects => Load::Connects { workers: MANY, seconds, warmup },
+        Part::Connects => Load::Connects { size: 1024, workers: MANY, seconds, warmup },
         Part::Paced => Load::Paced { rate, connections: MANY, size: 1024, seconds, warmup },
         Part::Storm => {
-            Load::Storm { rate: storm_rate(rate), connections: MANY, workers: MANY, seconds, warmup }
+            Load::Storm { rate: storm_rate(rate), connections: MANY, size: 1024, workers: MANY, seconds, warmup }
         }
         Part::Idle | Part::Calls => return Ok(vec![]),
     };
@@ -134,11 +132,7 @@ fn bulk(outcome: &Outcome, used: Option<Used>, names: [&'static str; 4]) -> Vec<
     let mut figures = vec![(names[0], bytes * 8.0 / 1e9)];
     if let Some(Used { a, b }) = used {
         let gigabytes = bytes / 1e9;
-        figures.extend([
-            (names[1], (a + b) / gigabytes),
-            (names[2], a / gigabytes),
-            (names[3], b / gigabytes),
-        ]);
+        figures.extend([(names[1], (a + b) / gigabytes), (names[2], a / gigabytes), (names[3], b / gigabytes)]);
     }
     figures
 }

@@ -9,33 +9,42 @@ use crate::{
     options::Options,
     pair::Laboratory,
     peer::Peer,
+    report::Fact,
 };
 
 /// One line for each fact.
-pub(crate) async fn gather(options: &Options, laboratory: &Laboratory) -> String {
+pub(crate) async fn gather(options: &Options, laboratory: &Laboratory) -> Vec<Fact> {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let processors = read("/proc/cpuinfo");
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let congestion = network::output(&format!("ip netns exec {CLIENT} sysctl -n net.ipv4.tcp_congestion_control"));
-    let congestion = congestion.await.unwrap_or_default();
-    let mut text = String::new();
+    let congestion = network::output(&format!("ip netns exec {CLIENT} sysctl -n net.ipv4.tcp_congestion_control"))
+        .await
+        .unwrap_or_default();
+    let mut facts = vec![];
     for (name, value) in [
         ("date", telemetry::now().to_string()),
         ("processor", format!("{} ({cores} cores)", model.trim_start_matches([' ', '\t', ':']))),
         ("kernel", read("/proc/sys/kernel/osrelease")),
         ("congestion control", congestion.trim().to_owned()),
-        ("blocks", format!("{} of {} s after {} s, seed {}", options.blocks, options.seconds, options.warmup, options.seed)),
+        (
+            "blocks",
+            format!("{} of {} s after {} s, seed {}", options.blocks, options.seconds, options.warmup, options.seed),
+        ),
         ("peers' TLS", "1.3, TLS_AES_128_GCM_SHA256, X25519, P-256, no resumption, 10,000 revoked serials".to_owned()),
-        ("entente's TLS", "1.3, X25519MLKEM768 where both have it, P-256, no resumption, 10,000 revoked serials".to_owned()),
+        (
+            "entente's TLS",
+            "1.3, X25519MLKEM768 where both have it, P-256, no resumption, 10,000 revoked serials".to_owned(),
+        ),
     ] {
-        let _ = writeln!(text, "{name}: {value}");
+        facts.push(Fact { name: name.to_owned(), value });
     }
     for peer in Peer::ALL.into_iter().filter(|peer| *peer != Peer::Direct) {
         let words = peer.version_words(&options.envoy, &options.entente);
-        let _ = writeln!(text, "{}: {}", peer.name(), version(&words, &laboratory.places.folder).await);
+        let value = version(&words, &laboratory.places.folder).await;
+        facts.push(Fact { name: peer.name().to_owned(), value });
     }
-    text
+    facts
 }
 
 /// The first line that tells a version.

@@ -14,6 +14,7 @@ mod peer;
 mod process;
 mod report;
 mod run;
+mod stats;
 #[path = "../../../tests/support/mod.rs"]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "the tests' own: they fail by panicking")]
 mod support;
@@ -31,6 +32,8 @@ enum Command {
     Serve(load::Serve),
     /// Put one load on an address and print what came of it as a line of JSON
     Drive(load::Drive),
+    /// Write table and pictures from samples into a Markdown file
+    Report(report::Report),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -38,5 +41,6 @@ fn main() -> anyhow::Result<()> {
         Command::Run(options) => outer::run(options),
         Command::Serve(serve) => serve.run(),
         Command::Drive(drive) => drive.run(),
+        Command::Report(report) => report.run(),
     }
 }

@@ -58,8 +58,7 @@ impl Laboratory {
             ("SERVER_ID", server.to_string()),
         ];
         let places = Places { folder, envoy, fillings };
-        let laboratory =
-            Self { network, control, revocations, places, entente, resolv_conf, _folder: temporary };
+        let laboratory = Self { network, control, revocations, places, entente, resolv_conf, _folder: temporary };
         laboratory.declare();
         Ok(laboratory)
     }
@@ -108,8 +107,10 @@ impl Laboratory {
             return Ok(running);
         }
         let mut running = self.sidecar(role)?;
-        eventually("a sidecar to be ready", || async { fetch(role.pod(), "/ready").await?.contains(" 200 ").then_some(()) })
-            .await;
+        eventually("a sidecar to be ready", || async {
+            fetch(role.pod(), "/ready").await?.contains(" 200 ").then_some(())
+        })
+        .await;
         running.must_run()?;
         Ok(running)
     }

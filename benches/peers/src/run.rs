@@ -1,10 +1,6 @@
 //! A whole run: gate, rate, blocks, counts, results.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    time::Instant,
-};
+use std::{fmt::Write as _, fs, time::Instant};
 
 use anyhow::{Context, ensure};
 
@@ -15,7 +11,8 @@ use crate::{
     pair::Laboratory,
     peer::Peer,
     process::Machine,
-    report::Sample,
+    report::Fact,
+    stats::Sample,
 };
 
 /// A block during which the hypervisor gave others more than this is dropped.
@@ -60,7 +57,9 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     }
     measure::end(server).await;
     fs::write(options.output.join("samples.csv"), csv(&samples))?;
-    fs::write(options.output.join("facts.txt"), format!("{facts}paced rate: {rate}/s\n"))?;
+    let mut facts: Vec<Fact> = facts;
+    facts.push(Fact { name: "paced rate".to_owned(), value: format!("{rate}/s") });
+    fs::write(options.output.join("facts.json"), serde_json::to_string_pretty(&facts)?)?;
     fs::write(options.output.join("notes.txt"), told.notes.join("\n") + "\n")?;
     told.say(&format!("results are in {}", options.output.display()));
     Ok(())

@@ -9,7 +9,7 @@ use std::{
 use mio::{Events, Interest};
 
 use super::{
-    TICK,
+    Share, TICK,
     lanes::{Lanes, ready},
     pattern::{self, CHUNK},
     tally::Tally,
@@ -19,12 +19,12 @@ use super::{
 /// Reads or writes of one connection before others have their turn.
 const BURST: usize = 16;
 
-pub(super) fn run(to: SocketAddr, connections: usize, up: bool, window: Window) -> anyhow::Result<Tally> {
+pub(super) fn run(to: SocketAddr, share: Share, up: bool, window: Window) -> anyhow::Result<Tally> {
     let mut tally = Tally::new();
     let (first, interest) =
         if up { (&b"U"[..], Interest::WRITABLE) } else { (&b"D\0\0\0\0\0\0\0\0"[..], Interest::READABLE) };
     // What is known of each connection: how many bytes have passed.
-    let mut lanes = Lanes::<u64>::open(to, first, interest, connections, &mut tally, |_, _| Ok(()))?;
+    let mut lanes = Lanes::<u64>::open(to, first, interest, share.connections, &mut tally, |_, _, _| Ok(()))?;
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; CHUNK];
     let (mut again, mut due) = (Vec::new(), Vec::new());
@@ -48,7 +48,7 @@ pub(super) fn run(to: SocketAddr, connections: usize, up: bool, window: Window) 
         }
         if looked.elapsed() >= TICK {
             looked = Instant::now();
-            lanes.mend(&mut tally, |_, _| Ok(()));
+            lanes.mend(&mut tally, |_, _, _| Ok(()));
         }
     }
     for (stream, moved) in lanes.into_open() {

@@ -13,7 +13,7 @@ use std::{
 use mio::{Events, Interest, Poll, Token, unix::SourceFd};
 use socket2::{Domain, Socket, Type};
 
-use super::{PATIENCE, TICK, lanes::ready, tally::Tally, window::Window};
+use super::{PATIENCE, Share, TICK, lanes::ready, tally::Tally, window::Window};
 
 /// How far a connection has come.
 #[derive(Clone, Copy, PartialEq)]
@@ -31,12 +31,12 @@ struct Worker {
     step: Step,
 }
 
-pub(super) fn run(to: SocketAddr, workers: usize, window: Window) -> anyhow::Result<Tally> {
+pub(super) fn run(to: SocketAddr, share: Share, window: Window) -> anyhow::Result<Tally> {
     let mut tally = Tally::new();
     let mut poll = Poll::new()?;
     let mut events = Events::with_capacity(1024);
     let mut workers: Vec<_> =
-        (0..workers).map(|_| Worker { stream: None, began: Instant::now(), step: Step::Ended }).collect();
+        (0..share.connections).map(|_| Worker { stream: None, began: Instant::now(), step: Step::Ended }).collect();
     let mut looked = Instant::now();
     for (place, worker) in workers.iter_mut().enumerate() {
         worker.next(&poll, to, place, &mut tally);

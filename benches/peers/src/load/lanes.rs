@@ -48,7 +48,7 @@ impl<T: Default> Lanes<T> {
         interest: Interest,
         connections: usize,
         tally: &mut Tally,
-        begin: impl FnMut(&mut TcpStream, &mut T) -> io::Result<()>,
+        begin: impl FnMut(usize, &mut TcpStream, &mut T) -> io::Result<()>,
     ) -> io::Result<Self> {
         let lanes = (0..connections).map(|_| None).collect();
         let mut lanes = Self { poll: Poll::new()?, to, first: first.to_vec(), interest, lanes, missing: connections };
@@ -57,7 +57,11 @@ impl<T: Default> Lanes<T> {
     }
 
     /// Opens what is missing and has each begin.
-    pub(super) fn mend(&mut self, tally: &mut Tally, mut begin: impl FnMut(&mut TcpStream, &mut T) -> io::Result<()>) {
+    pub(super) fn mend(
+        &mut self,
+        tally: &mut Tally,
+        mut begin: impl FnMut(usize, &mut TcpStream, &mut T) -> io::Result<()>,
+    ) {
         if self.missing == 0 {
             return;
         }
@@ -65,7 +69,7 @@ impl<T: Default> Lanes<T> {
             if self.lanes[place].is_some() {
                 continue;
             }
-            match self.put(place).and_then(|(stream, known)| begin(stream, known)) {
+            match self.put(place).and_then(|(stream, known)| begin(place, stream, known)) {
                 Ok(()) => self.missing -= 1,
                 Err(error) => {
                     self.lanes[place] = None;
@@ -95,6 +99,15 @@ impl<T: Default> Lanes<T> {
 
     pub(super) fn at(&mut self, place: usize) -> Option<&mut (TcpStream, T)> {
         self.lanes.get_mut(place)?.as_mut()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.lanes.len()
+    }
+
+    /// Waits for something else as well.
+    pub(super) fn also(&self, what: &impl AsRawFd, token: Token) -> io::Result<()> {
+        self.poll.registry().register(&mut SourceFd(&what.as_raw_fd()), token, Interest::READABLE)
     }
 
     /// Closes one, which `mend` replaces.

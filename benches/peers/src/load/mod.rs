@@ -9,6 +9,7 @@ mod connects;
 mod fixed;
 mod idle;
 mod lanes;
+mod paced;
 mod pattern;
 mod requests;
 mod server;
@@ -16,8 +17,9 @@ mod session;
 mod tally;
 mod window;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, thread, time::Duration};
 
+use anyhow::{anyhow, bail};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 pub use tally::Outcome;
@@ -41,10 +43,14 @@ pub enum Load {
     Bulk { up: bool, connections: usize, seconds: f64, warmup: f64 },
     /// Keep-alive HTTP with answers of 1 KiB, each connection asks again as soon as it is answered
     Requests { connections: usize, seconds: f64, warmup: f64 },
+    /// Requests of 64 bytes at a rate, answered with `size` bytes; latencies from when each was meant to be sent
+    Paced { rate: u32, connections: usize, size: usize, seconds: f64, warmup: f64 },
     /// One connection after another for each worker: connect, one byte there and back, close
     Connects { workers: usize, seconds: f64, warmup: f64 },
     /// Connections that moved one byte each way and are held until standard input ends
     Idle { connections: usize },
+    /// The latencies of `Paced` while `Connects` runs beside it
+    Storm { rate: u32, connections: usize, size: usize, workers: usize, seconds: f64, warmup: f64 },
     /// Fixed work, one thing after another, for counting what it costs; every byte is verified
     Fixed { bytes_up: u64, bytes_down: u64, requests: u64, connects: u64 },
     /// That bytes arrive unharmed, and that each direction closes by itself
@@ -87,48 +93,77 @@ impl Drive {
     /// Runs the load and prints its outcome.
     pub fn run(self) -> anyhow::Result<()> {
         let Self { to, load, threads } = self;
-        let outcome = match load {
-            Load::Bulk { up, connections, seconds, warmup } => {
-                let window = Window::new(warmup, seconds);
-                share(threads, connections, |lanes| bulk::run(to, lanes, up, window))?.outcome(seconds)
-            }
-            Load::Requests { connections, seconds, warmup } => {
-                let window = Window::new(warmup, seconds);
-                share(threads, connections, |lanes| requests::run(to, lanes, window))?.outcome(seconds)
-            }
-            Load::Connects { workers, seconds, warmup } => {
-                let window = Window::new(warmup, seconds);
-                share(threads, workers, |workers| connects::run(to, workers, window))?.outcome(seconds)
-            }
-            Load::Idle { connections } => return idle::run(to, connections),
-            Load::Fixed { bytes_up, bytes_down, requests, connects } => {
-                fixed::run(to, &fixed::Work { bytes_up, bytes_down, requests, connects })
-            }
-            Load::Check => check::run(to),
-        };
-        println!("{}", serde_json::to_string(&outcome)?);
+        if let Load::Idle { connections } = load {
+            return idle::run(to, connections);
+        }
+        println!("{}", serde_json::to_string(&drive(to, &load, threads)?)?);
         Ok(())
     }
 }
 
+fn drive(to: SocketAddr, load: &Load, threads: usize) -> anyhow::Result<Outcome> {
+    Ok(match *load {
+        Load::Bulk { up, connections, seconds, warmup } => {
+            let window = Window::new(warmup, seconds);
+            spread(threads, connections, |share| bulk::run(to, share, up, window))?.outcome(seconds)
+        }
+        Load::Requests { connections, seconds, warmup } => {
+            let window = Window::new(warmup, seconds);
+            spread(threads, connections, |share| requests::run(to, share, window))?.outcome(seconds)
+        }
+        Load::Paced { rate, connections, size, seconds, warmup } => {
+            let (window, pace) = (Window::new(warmup, seconds), paced::Pace { rate, size });
+            spread(threads, connections, |share| paced::run(to, share, pace, window))?.outcome(seconds)
+        }
+        Load::Connects { workers, seconds, warmup } => {
+            let window = Window::new(warmup, seconds);
+            spread(threads, workers, |share| connects::run(to, share, window))?.outcome(seconds)
+        }
+        Load::Storm { rate, connections, size, workers, seconds, warmup } => {
+            let (window, pace) = (Window::new(warmup, seconds), paced::Pace { rate, size });
+            let threads = threads.div_ceil(2);
+            let (mut paced, connects) = thread::scope(|scope| {
+                let beside = scope.spawn(|| spread(threads, workers, |share| connects::run(to, share, window)));
+                let paced = spread(threads, connections, |share| paced::run(to, share, pace, window));
+                Ok::<_, anyhow::Error>((paced?, beside.join().map_err(|_| anyhow!("a thread of the storm panicked"))??))
+            })?;
+            paced.beside(connects);
+            paced.outcome(seconds)
+        }
+        Load::Fixed { bytes_up, bytes_down, requests, connects } => {
+            fixed::run(to, &fixed::Work { bytes_up, bytes_down, requests, connects })
+        }
+        Load::Check => check::run(to),
+        Load::Idle { .. } => bail!("idle connections are held, they have no outcome"),
+    })
+}
+
+/// What one thread has of a load.
+#[derive(Clone, Copy)]
+struct Share {
+    connections: usize,
+    thread: usize,
+    threads: usize,
+}
+
 /// Runs a load of so many connections on threads that have about the same number of them.
-fn share(
+fn spread(
     threads: usize,
     connections: usize,
-    run: impl Fn(usize) -> anyhow::Result<Tally> + Sync,
+    run: impl Fn(Share) -> anyhow::Result<Tally> + Sync,
 ) -> anyhow::Result<Tally> {
     let threads = threads.clamp(1, connections.max(1));
     let run = &run;
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let running: Vec<_> = (0..threads)
             .map(|thread| {
                 let connections = connections / threads + usize::from(thread < connections % threads);
-                scope.spawn(move || run(connections))
+                scope.spawn(move || run(Share { connections, thread, threads }))
             })
             .collect();
         let mut all = Tally::new();
         for thread in running {
-            all.add(thread.join().map_err(|_| anyhow::anyhow!("a thread of the load panicked"))??);
+            all.add(thread.join().map_err(|_| anyhow!("a thread of the load panicked"))??);
         }
         Ok(all)
     })

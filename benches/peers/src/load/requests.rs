@@ -9,7 +9,7 @@ use std::{
 use mio::{Events, Interest};
 
 use super::{
-    PATIENCE, REQUEST, TICK,
+    PATIENCE, REQUEST, Share, TICK,
     lanes::{Lanes, ready},
     session::ANSWER,
     tally::Tally,
@@ -23,9 +23,9 @@ struct Asked {
     read: usize,
 }
 
-pub(super) fn run(to: SocketAddr, connections: usize, window: Window) -> anyhow::Result<Tally> {
+pub(super) fn run(to: SocketAddr, share: Share, window: Window) -> anyhow::Result<Tally> {
     let mut tally = Tally::new();
-    let mut lanes = Lanes::<Asked>::open(to, &[], Interest::READABLE, connections, &mut tally, ask)?;
+    let mut lanes = Lanes::<Asked>::open(to, &[], Interest::READABLE, share.connections, &mut tally, ask)?;
     let mut events = Events::with_capacity(1024);
     let mut buffer = vec![0; 16 * 1024];
     let mut looked = Instant::now();
@@ -49,7 +49,7 @@ pub(super) fn run(to: SocketAddr, connections: usize, window: Window) -> anyhow:
     Ok(tally)
 }
 
-fn ask(stream: &mut TcpStream, asked: &mut Asked) -> io::Result<()> {
+fn ask(_: usize, stream: &mut TcpStream, asked: &mut Asked) -> io::Result<()> {
     *asked = Asked { at: Some(Instant::now()), read: 0 };
     // There is room for it: nothing else is under way on this connection.
     stream.write_all(REQUEST)

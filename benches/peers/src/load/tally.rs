@@ -44,6 +44,7 @@ pub(super) struct Tally {
     pub(super) failures: u64,
     pub(super) all_bytes: u64,
     pub(super) all_operations: u64,
+    connects: u64,
     latencies: Histogram<u64>,
     problems: Vec<String>,
 }
@@ -52,7 +53,16 @@ impl Tally {
     pub(super) fn new() -> Self {
         // Bounds that are allowed; and the whole range at once, so that nothing grows while the load runs.
         let latencies = Histogram::new_with_bounds(1, LONGEST, 3).unwrap_or_else(|_| unreachable!("they are allowed"));
-        Self { bytes: 0, operations: 0, failures: 0, all_bytes: 0, all_operations: 0, latencies, problems: Vec::new() }
+        Self {
+            bytes: 0,
+            operations: 0,
+            failures: 0,
+            all_bytes: 0,
+            all_operations: 0,
+            connects: 0,
+            latencies,
+            problems: Vec::new(),
+        }
     }
 
     /// Counts bytes that moved.
@@ -90,15 +100,23 @@ impl Tally {
 
     /// Adds what another thread counted.
     pub(super) fn add(&mut self, other: Self) {
-        let Self { bytes, operations, failures, all_bytes, all_operations, latencies, problems } = other;
+        let Self { bytes, operations, failures, all_bytes, all_operations, connects, latencies, problems } = other;
         self.bytes += bytes;
         self.operations += operations;
         self.failures += failures;
         self.all_bytes += all_bytes;
         self.all_operations += all_operations;
+        self.connects += connects;
         // Both hold the same range, so nothing can fall out of it.
         let _ = self.latencies.add(latencies);
         problems.into_iter().for_each(|problem| self.tell(problem));
+    }
+
+    /// Adds the connections that were made beside these requests; their times and bytes are not the requests'.
+    pub(super) fn beside(&mut self, other: Self) {
+        self.failures += other.failures;
+        self.connects += other.operations;
+        other.problems.into_iter().for_each(|problem| self.tell(problem));
     }
 
     /// What is reported of a load that was measured for so long.
@@ -116,7 +134,7 @@ impl Tally {
             max_us: self.latencies.max() as f64 / 1000.0,
             all_bytes: self.all_bytes,
             all_operations: self.all_operations,
-            connects: 0,
+            connects: self.connects,
             problems: self.problems,
         }
     }
