@@ -20,7 +20,7 @@ use crate::{
 const MAX_NAMES: usize = 8;
 
 /// What a relay moved.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Moved {
     /// From the application to the network.
     pub(super) sent: u64,

@@ -2,14 +2,8 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use rustls::ProtocolVersion::TLSv1_3;
 use rustls_pki_types::CertificateDer;
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout,
-};
-use tokio_rustls::server::TlsStream;
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     access::Record,
@@ -17,10 +11,11 @@ use super::{
     generation::Generation,
     metrics::mode_word,
     registry::Place,
-    relay::{self, Wire},
+    relay::{self, Carrier, Streams, Wire},
     reprove,
     shared::Shared,
-    sockets, tls,
+    sockets,
+    tls::{self, Secured, Stream},
 };
 use crate::{
     brief::{ALPN_REPROVE, Direction, Mode, Port},
@@ -61,14 +56,22 @@ async fn converse(
         drop(pending);
         let place = anybody(shared, &generation, port, destination.port(), None)?;
         let application = SocketAddr::new(destination.ip(), port.target_port);
-        return deliver(shared, stream, application, Wire::Plain, place, record).await;
+        let carrier = Box::new(Streams::new(stream, Wire::Plain));
+        return Box::pin(deliver(shared, carrier, application, place, record)).await;
     }
-    let (mut stream, place, target) = secure(shared, stream, &generation, port, destination.port(), record).await?;
+    let (secured, place, target) = secure(shared, stream, &generation, port, destination.port(), record).await?;
     drop(pending);
-    if stream.get_ref().1.alpn_protocol() == Some(ALPN_REPROVE) {
-        return reprove::answer(shared, &mut stream, place, record).await;
+    if secured.protocol.as_deref() == Some(ALPN_REPROVE) {
+        return reprove::answer(shared, secured.stream, place, record).await;
     }
-    deliver(shared, stream, SocketAddr::new(destination.ip(), target), Wire::Tls, place, record).await
+    let application = SocketAddr::new(destination.ip(), target);
+    match secured.stream {
+        Stream::Own(tunnel) => deliver(shared, tunnel, application, place, record).await,
+        Stream::Rustls(stream) => {
+            let carrier = Box::new(Streams::new(*stream, Wire::Tls));
+            Box::pin(deliver(shared, carrier, application, place, record)).await
+        }
+    }
 }
 
 /// Handshake, verdict, registration; and the local port where the application takes this caller's calls.
@@ -79,7 +82,7 @@ async fn secure(
     port: &Port,
     dialled: u16,
     record: &mut Record,
-) -> Result<(TlsStream<TcpStream>, Place, u16), Refusal> {
+) -> Result<(Secured, Place, u16), Refusal> {
     expect_tls(&stream).await?;
     let secured = tls::accept(stream, generation.server(port.port)?).await.map_err(|refused| {
         if let Some(proven) = &refused.proven {
@@ -92,28 +95,27 @@ async fn secure(
         }
     })?;
     shared.metrics.handshake(Direction::Inbound, record.age());
-    let connection = secured.stream.get_ref().1;
-    let chain = connection.peer_certificates().unwrap_or_default();
-    if let Some(proven) = &secured.verdict {
+    let chain = secured.chain.as_slice();
+    let verdict = secured.verdict.clone();
+    if let Some(proven) = &verdict {
         record.proven(&proven.peer);
     }
-    let (place, target) = match (port.mode, secured.verdict) {
+    let (place, target) = match (port.mode, verdict) {
         // A `MutualTls` handshake ends with a verdict.
         (Mode::MutualTls, None) => return Err(Refusal::NoCertificate),
         (Mode::MutualTls, Some(proven)) => {
             // Application protocols of ours are between servers of ours.
-            if proven.peer.server().is_none() && connection.alpn_protocol().is_some() {
+            if proven.peer.server().is_none() && secured.protocol.is_some() {
                 return Err(Refusal::BadAlpn);
             }
-            let tls12 = connection.protocol_version() != Some(TLSv1_3);
-            admitted(shared, generation, Came { dialled, chain, tls12 }, proven)?
+            admitted(shared, generation, Came { dialled, chain, tls12: secured.tls12 }, proven)?
         }
         (Mode::ServerTls | Mode::Plaintext, known) => {
             let known = known.map(|proven| (proven, chain));
             (anybody(shared, generation, port, dialled, known)?, port.target_port)
         }
     };
-    Ok((secured.stream, place, target))
+    Ok((secured, place, target))
 }
 
 /// How a caller with a certificate came.
@@ -204,16 +206,15 @@ async fn expect_tls(stream: &TcpStream) -> Result<(), Refusal> {
 }
 
 /// Dials the application at the address that the caller dialled, never on loopback, and relays.
-async fn deliver<S>(
+async fn deliver<C>(
     shared: &Shared,
-    network: S,
+    carrier: Box<C>,
     application: SocketAddr,
-    wire: Wire,
     mut place: Place,
     record: &mut Record,
 ) -> Result<(), Refusal>
 where
-    S: AsyncRead + AsyncWrite + Unpin + sockets::Underlying,
+    C: Carrier<TcpStream> + sockets::Underlying,
 {
     let application = tokio::select! {
         biased;
@@ -221,5 +222,5 @@ where
         dialled = sockets::dial(application, false) => dialled?,
     };
     shared.metrics.connected(Direction::Inbound, record.mode);
-    relay::carry(application, network, wire, place, record).await
+    relay::carry(application, carrier, place, record).await
 }

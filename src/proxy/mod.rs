@@ -25,6 +25,7 @@ mod outbound;
 mod presented;
 mod probes;
 mod quotas;
+mod records;
 mod registry;
 mod relay;
 mod reprove;

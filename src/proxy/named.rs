@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use rustls::ProtocolVersion::TLSv1_3;
 use rustls_pki_types::ServerName;
 use tokio::{net::TcpStream, time::timeout};
 
@@ -17,9 +16,9 @@ use super::{
     generation::Generation,
     metrics::mode_word,
     outbound,
-    relay::{self, Wire},
     shared::Shared,
-    sockets, tls,
+    sockets,
+    tls::{self, Stream},
 };
 use crate::{
     brief::{Direction, Mode, Named, PartnerLink},
@@ -95,13 +94,13 @@ async fn edge(
         Err(reason) => Called { outcome: Err(reason), met: false },
         Ok((stream, place)) => {
             shared.metrics.connected(Direction::Outbound, record.mode);
-            let outcome = relay::carry(application, stream, Wire::Tls, place, record).await;
+            let outcome = outbound::carry(application, stream, place, record).await;
             Called { outcome, met: true }
         }
     }
 }
 
-type Partner = (tokio_rustls::client::TlsStream<TcpStream>, super::registry::Place);
+type Partner = (Stream, super::registry::Place);
 
 /// Dials an edge of a partner, which must prove itself in its own scope, by the name that was dialled.
 async fn secured(
@@ -126,10 +125,8 @@ async fn secured(
     let secured = outbound::secure(shared, network, (name, config), record).await?;
     let proven = secured.verdict.ok_or(Refusal::NoCertificate)?;
     record.proven(&proven.peer);
-    let connection = secured.stream.get_ref().1;
-    let chain = connection.peer_certificates().unwrap_or_default();
-    let tls12 = connection.protocol_version() != Some(TLSv1_3);
-    let shown = judge.shown(&proven.peer, chain, tls12).ok_or(Refusal::NameOutOfScope)?;
+    let chain = secured.chain.as_slice();
+    let shown = judge.shown(&proven.peer, chain, secured.tls12).ok_or(Refusal::NameOutOfScope)?;
     let proof = Proof::new(proven, generation.own_until, telemetry::now());
     let basis = Basis::Edge { partner: partner.to_owned(), host: host.clone(), port, proof, shown };
     let mut place = outbound::register(shared, generation, basis, |current| {

@@ -5,7 +5,6 @@ use std::{net::SocketAddr, sync::Arc};
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
-use tokio_rustls::client::TlsStream;
 
 use super::{
     access::Record,
@@ -15,10 +14,10 @@ use super::{
     metrics::mode_word,
     named,
     registry::Place,
-    relay::{self, Wire},
+    relay::{self, Streams, Wire},
     shared::Shared,
     sockets,
-    tls::{self, Secured},
+    tls::{self, Secured, Stream},
 };
 use crate::{
     brief::{Direction, Mode, Route},
@@ -102,7 +101,7 @@ pub(super) async fn pass(
 ) -> Result<(), Refusal> {
     let place = register(shared, generation, basis, |_| Ok(()))?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    relay::carry(application, network, Wire::Plain, place, record).await
+    Box::pin(relay::carry(application, Box::new(Streams::new(network, Wire::Plain)), place, record)).await
 }
 
 /// Dials the address that the application dialled; the certificate must name the declared server.
@@ -123,11 +122,25 @@ async fn mutual(
     let proof = Some(Proof::new(verdict, generation.own_until, telemetry::now()));
     let basis = Basis::Server { address: destination, server: server.clone(), mode: Mode::MutualTls, pod, proof };
     let place = register(shared, generation, basis, |current| {
-        let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
-        current.judge.callee(chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
+        current.judge.callee(&secured.chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
     })?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    relay::carry(application, secured.stream, Wire::Tls, place, record).await
+    carry(application, secured.stream, place, record).await
+}
+
+/// Relays over a TLS connection.
+pub(super) async fn carry(
+    application: TcpStream,
+    stream: Stream,
+    place: Place,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    match stream {
+        Stream::Own(tunnel) => relay::carry(application, tunnel, place, record).await,
+        Stream::Rustls(stream) => {
+            Box::pin(relay::carry(application, Box::new(Streams::new(*stream, Wire::Tls)), place, record)).await
+        }
+    }
 }
 
 /// The handshake with whoever answers, and its verdict. Nothing of the application's goes further before that.
@@ -136,7 +149,7 @@ pub(super) async fn secure(
     network: TcpStream,
     (name, config): (ServerName<'static>, Arc<ClientConfig>),
     record: &mut Record,
-) -> Result<Secured<TlsStream<TcpStream>>, Refusal> {
+) -> Result<Secured, Refusal> {
     let secured = tls::connect(network, name, config).await.map_err(|refused| {
         record.presented = refused.proven.map(|proven| proven.to_string());
         match refused.reason {

@@ -6,17 +6,16 @@ use std::{net::SocketAddr, sync::Arc};
 use rustls_pki_types::ServerName;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::server;
 
 use super::{
     access::Record,
     basis::{Basis, Proof, still_admitted},
     registry::{Pair, Place},
     shared::Shared,
-    sockets, tls,
+    sockets::{self, Underlying},
+    tls::{self, Stream},
 };
 use crate::{
     brief::{ALPN_REPROVE, Direction, Mode, OnPeerExpiry},
@@ -39,17 +38,18 @@ pub(super) async fn prove(shared: &Shared, uid: &str, pair: &Pair, attempt: u32)
     let name = ServerName::try_from(name).map_err(|_| nameless)?;
     let config = tls::reprove(&*generation.client(&pair.server)?);
     let network = sockets::dial(address, true).await?;
-    let mut secured = tls::connect(network, name, config).await.map_err(|refused| refused.reason)?;
-    let verdict = secured.verdict.ok_or(Refusal::NoCertificate)?;
+    let secured = tls::connect_stream(network, name, config).await.map_err(|refused| refused.reason)?;
+    let (mut stream, verdict) = secured;
+    let verdict = verdict.ok_or(Refusal::NoCertificate)?;
     if verdict.peer.pod_uid() != Some(uid) {
         // Another pod of the same server has the address now.
         return Err(Refusal::WrongServer(ServerDetail::Uri));
     }
     let now = telemetry::now();
-    if secured.stream.get_ref().1.alpn_protocol() != Some(ALPN_REPROVE) {
+    if stream.get_ref().1.alpn_protocol() != Some(ALPN_REPROVE) {
         return Err(Refusal::BadAlpn);
     }
-    match timeout(tls::HANDSHAKE, secured.stream.read_u8()).await {
+    match timeout(tls::HANDSHAKE, stream.read_u8()).await {
         Ok(Ok(PROVED)) => {}
         Ok(Ok(_)) => return Err(Refusal::PeerRefused(AlertDetail::Other)),
         Ok(Err(error)) => {
@@ -60,7 +60,7 @@ pub(super) async fn prove(shared: &Shared, uid: &str, pair: &Pair, attempt: u32)
         }
         Err(_) => return Err(Refusal::Timeout(TimeoutDetail::Handshake)),
     }
-    sockets::end_cleanly(secured.stream.get_ref().0);
+    sockets::end_cleanly(stream.get_ref().0);
     let basis = Basis::Server {
         address,
         server: pair.server.clone(),
@@ -70,7 +70,7 @@ pub(super) async fn prove(shared: &Shared, uid: &str, pair: &Pair, attempt: u32)
     };
     let again = basis.clone();
     let mut place = shared.register(basis, &generation, |current| {
-        let chain = secured.stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
         current.judge.callee(chain, &pair.server, telemetry::now()).map_err(|refused| refused.reason)?;
         still_admitted(&again, &current.judge, &shared.routes.table(), telemetry::now())
     })?;
@@ -100,7 +100,7 @@ fn targets(shared: &Shared, uid: &str, pair: &Pair) -> Vec<SocketAddr> {
 /// The caller at `place` was judged like that of any connection: its deadlines move, and it is told.
 pub(super) async fn answer(
     shared: &Arc<Shared>,
-    stream: &mut server::TlsStream<TcpStream>,
+    mut stream: Stream,
     mut place: Place,
     record: &mut Record,
 ) -> Result<(), Refusal> {
@@ -115,13 +115,18 @@ pub(super) async fn answer(
     drop(place);
     proved?;
     let said = async {
-        stream.write_u8(PROVED).await?;
-        stream.shutdown().await?;
-        stream.read(&mut [0]).await
+        match &mut stream {
+            Stream::Own(tunnel) => tunnel.say_last(&[PROVED]).await,
+            Stream::Rustls(stream) => {
+                stream.write_u8(PROVED).await?;
+                stream.shutdown().await?;
+                stream.read(&mut [0]).await.map(drop)
+            }
+        }
     };
     // Where it did not arrive the caller comes again.
     let _ = timeout(tls::HANDSHAKE, said).await;
-    sockets::end_cleanly(stream.get_ref().0);
+    sockets::end_cleanly(stream.socket());
     Ok(())
 }
 

@@ -13,6 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
+use super::tls::Stream;
 use crate::{
     identity::DnsName,
     refusal::{DestinationDetail, Refusal, TimeoutDetail},
@@ -159,15 +160,18 @@ impl Underlying for TcpStream {
     }
 }
 
-impl Underlying for tokio_rustls::server::TlsStream<TcpStream> {
+impl Underlying for tokio_rustls::TlsStream<TcpStream> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().0
     }
 }
 
-impl Underlying for tokio_rustls::client::TlsStream<TcpStream> {
+impl Underlying for Stream {
     fn socket(&self) -> &TcpStream {
-        self.get_ref().0
+        match self {
+            Self::Own(tunnel) => tunnel.socket(),
+            Self::Rustls(stream) => stream.socket(),
+        }
     }
 }
 

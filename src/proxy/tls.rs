@@ -4,6 +4,7 @@
 //! store, no early data: a resumed session would skip the client's certificate (`proxy.md` §5, 1).
 
 mod certificates;
+mod handshake;
 mod verifiers;
 
 use std::{
@@ -14,25 +15,25 @@ use std::{
 };
 
 use rustls::{
-    AlertDescription, ClientConfig, DistinguishedName, Error, InvalidMessage, RootCertStore, ServerConfig,
-    SupportedProtocolVersion,
-    client::{Resumption, WebPkiServerVerifier, danger::ServerCertVerifier},
+    AlertDescription, ClientConfig, DistinguishedName, Error, InvalidMessage, ProtocolVersion, RootCertStore,
+    ServerConfig, SupportedProtocolVersion,
+    client::{Resumption, UnbufferedClientConnection, WebPkiServerVerifier, danger::ServerCertVerifier},
     crypto::{CryptoProvider, aws_lc_rs},
-    server::{NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{
+        NoServerSessionStorage, ResolvesServerCert, UnbufferedServerConnection, WebPkiClientVerifier,
+        danger::ClientCertVerifier,
+    },
     sign::{CertifiedKey, SingleCertAndKey},
     version::{TLS12, TLS13},
 };
 use rustls_pki_types::{CertificateDer, ServerName, pem::PemObject};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-    time::timeout,
-};
-use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream, client};
 
 pub(super) use self::certificates::presented;
 use self::{
     certificates::{OwnNames, Served},
+    handshake::Endpoint,
     verifiers::{Anyone, Callee, Caller, Edge, Known},
 };
 use super::{
@@ -40,6 +41,7 @@ use super::{
     judge::{Judge, Refused},
     presented::Certificates,
     quotas::Quotas,
+    relay::Tunnel,
     sockets,
 };
 use crate::{
@@ -198,7 +200,13 @@ fn server_config(
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
     config.require_ems = true;
+    config.enable_secret_extraction = own_records(versions);
     Ok(config)
+}
+
+/// Whether connections are carried by our own record layer, which speaks TLS 1.3 alone.
+fn own_records(versions: &[&'static SupportedProtocolVersion]) -> bool {
+    !cfg!(feature = "rustls-records") && versions.iter().all(|version| version.version == ProtocolVersion::TLSv1_3)
 }
 
 fn client_config(
@@ -217,24 +225,47 @@ fn client_config(
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config.require_ems = true;
+    config.enable_secret_extraction = own_records(versions);
     Ok(config)
 }
 
-/// A finished handshake: the stream, and what its verifier found where one was asked.
-#[derive(Debug)]
-pub(super) struct Secured<S> {
-    /// The TLS stream.
-    pub(super) stream: S,
+/// A finished handshake: what carries the bytes, and who the peer is.
+pub(super) struct Secured {
+    /// The connection.
+    pub(super) stream: Stream,
     /// The peer's verdict; none where it need not show a certificate and shows none.
     pub(super) verdict: Option<Proven>,
+    /// What the peer showed, leaf first.
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    /// The application protocol that was agreed on.
+    pub(super) protocol: Option<Vec<u8>>,
+    /// Whether it is TLS 1.2.
+    pub(super) tls12: bool,
+}
+
+/// A TLS connection over a TCP socket.
+pub(super) enum Stream {
+    /// By our own record layer: TLS 1.3.
+    Own(Box<Tunnel<TcpStream>>),
+    /// By rustls' own: where TLS 1.2 may be spoken, and everywhere with the feature `rustls-records`.
+    Rustls(Box<TlsStream<TcpStream>>),
 }
 
 /// Accepts a TLS connection. Who is refused can read the alert that says so.
-pub(super) async fn accept(
-    stream: TcpStream,
-    config: Arc<ServerConfig>,
-) -> Result<Secured<server::TlsStream<TcpStream>>, Refused> {
-    judged(async {
+pub(super) async fn accept(mut stream: TcpStream, config: Arc<ServerConfig>) -> Result<Secured, Refused> {
+    if config.enable_secret_extraction {
+        let mut endpoint = UnbufferedServerConnection::new(config).map_err(|error| unusable(&error))?;
+        let shaken = async {
+            let shaken = handshake::drive(&mut endpoint, &mut stream).await;
+            if shaken.is_err() {
+                sockets::let_it_be_read(&mut stream).await;
+            }
+            shaken
+        };
+        let (left, verdict) = judged(shaken).await?;
+        return own(endpoint, stream, left, verdict);
+    }
+    let shaken = async {
         match TlsAcceptor::from(config).accept(stream).into_fallible().await {
             Ok(secured) => Ok(secured),
             Err((error, mut stream)) => {
@@ -242,28 +273,68 @@ pub(super) async fn accept(
                 Err(error)
             }
         }
-    })
-    .await
+    };
+    let (stream, verdict) = judged(shaken).await?;
+    Ok(rustls(stream.into(), verdict))
 }
 
 /// Opens a TLS connection to the server named `name`.
-pub(super) async fn connect<S>(
-    stream: S,
+pub(super) async fn connect(
+    mut stream: TcpStream,
     name: ServerName<'static>,
     config: Arc<ClientConfig>,
-) -> Result<Secured<client::TlsStream<S>>, Refused>
-where
-    S: AsyncRead + AsyncWrite + Unpin,
-{
+) -> Result<Secured, Refused> {
+    if config.enable_secret_extraction {
+        let mut endpoint = UnbufferedClientConnection::new(config, name).map_err(|error| unusable(&error))?;
+        let (left, verdict) = judged(handshake::drive(&mut endpoint, &mut stream)).await?;
+        return own(endpoint, stream, left, verdict);
+    }
+    let (stream, verdict) = judged(TlsConnector::from(config).connect(name, stream)).await?;
+    Ok(rustls(stream.into(), verdict))
+}
+
+/// Opens a connection to the server named `name` that is read and written like any stream: not for relaying.
+pub(super) async fn connect_stream(
+    stream: TcpStream,
+    name: ServerName<'static>,
+    config: Arc<ClientConfig>,
+) -> Result<(client::TlsStream<TcpStream>, Option<Proven>), Refused> {
     judged(TlsConnector::from(config).connect(name, stream)).await
 }
 
-async fn judged<T>(handshake: impl Future<Output = io::Result<T>>) -> Result<Secured<T>, Refused> {
+fn own<E: Endpoint>(
+    endpoint: E,
+    stream: TcpStream,
+    left: handshake::Left,
+    verdict: Option<Proven>,
+) -> Result<Secured, Refused> {
+    let common = endpoint.common();
+    let chain = common.peer_certificates().unwrap_or_default().to_vec();
+    let protocol = common.alpn_protocol().map(<[u8]>::to_vec);
+    let records = endpoint.into_records().map_err(|error| unusable(&error))?;
+    let stream = Stream::Own(Box::new(Tunnel::new(stream, records, left.flight, left.behind)));
+    Ok(Secured { stream, verdict, chain, protocol, tls12: false })
+}
+
+fn rustls(stream: TlsStream<TcpStream>, verdict: Option<Proven>) -> Secured {
+    let (_, connection) = stream.get_ref();
+    let chain = connection.peer_certificates().unwrap_or_default().to_vec();
+    let protocol = connection.alpn_protocol().map(<[u8]>::to_vec);
+    let tls12 = connection.protocol_version() != Some(ProtocolVersion::TLSv1_3);
+    Secured { stream: Stream::Rustls(Box::new(stream)), verdict, chain, protocol, tls12 }
+}
+
+fn unusable(error: &Error) -> Refused {
+    tracing::debug!(%error, "rustls refuses a connection");
+    Refusal::HandshakeFailed(HandshakeDetail::Malformed).into()
+}
+
+async fn judged<T>(handshake: impl Future<Output = io::Result<T>>) -> Result<(T, Option<Proven>), Refused> {
     match timeout(HANDSHAKE, verifiers::observed(handshake)).await {
         Err(_) => Err(Refusal::Timeout(TimeoutDetail::Handshake).into()),
         Ok((Err(_), Some(Err(refused)))) => Err(refused),
         Ok((Err(error), _)) => Err(reason(&error).into()),
-        Ok((Ok(stream), verdict)) => Ok(Secured { stream, verdict: verdict.transpose()? }),
+        Ok((Ok(shaken), verdict)) => Ok((shaken, verdict.transpose()?)),
     }
 }
 
@@ -294,5 +365,49 @@ const fn alert_detail(alert: AlertDescription) -> AlertDetail {
         AlertDescription::UnknownCA => AlertDetail::UnknownCa,
         AlertDescription::AccessDenied => AlertDetail::AccessDenied,
         _ => AlertDetail::Other,
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use rustls::Connection;
+
+    use super::*;
+    use crate::proxy::records::Records;
+
+    /// A handshake in memory between a connection of ours and one of rustls'.
+    pub(in crate::proxy) fn shake<E: Endpoint>(mut ours: E, mut theirs: Connection) -> (Records, Connection) {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (mut near, far) = tokio::io::duplex(1 << 20);
+            let (mut read, mut write) = tokio::io::split(far);
+            let other = async {
+                use tokio::io::{AsyncReadExt, AsyncWriteExt};
+                loop {
+                    let mut out = vec![];
+                    while theirs.wants_write() {
+                        theirs.write_tls(&mut out).unwrap();
+                    }
+                    write.write_all(&out).await.unwrap();
+                    if !theirs.is_handshaking() {
+                        return theirs;
+                    }
+                    let mut bytes = vec![0; 1 << 16];
+                    let length = read.read(&mut bytes).await.unwrap();
+                    let mut rest = &bytes[..length];
+                    while !rest.is_empty() {
+                        theirs.read_tls(&mut rest).unwrap();
+                        theirs.process_new_packets().unwrap();
+                    }
+                }
+            };
+            let us = async {
+                let left = handshake::drive(&mut ours, &mut near).await.unwrap();
+                tokio::io::AsyncWriteExt::write_all(&mut near, &left.flight).await.unwrap();
+                assert!(left.behind.is_empty());
+            };
+            let ((), theirs) = tokio::join!(us, other);
+            (ours.into_records().unwrap(), theirs)
+        })
     }
 }

@@ -1,0 +1,128 @@
+//! What the copy loops ask of a byte stream beside tokio's traits, and bytes that a slow one has not taken yet.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut, Read},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, Interest},
+    net::TcpStream,
+};
+
+/// A byte stream that can be read into several places at once.
+pub(in super::super) trait Socket: AsyncRead + AsyncWrite + Unpin {
+    /// Reads into `places`, one after the other, as far as there is something; 0 = the other side says no more.
+    fn poll_scatter(&mut self, cx: &mut Context<'_>, places: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>>;
+}
+
+impl Socket for TcpStream {
+    fn poll_scatter(&mut self, cx: &mut Context<'_>, places: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        let room: usize = places.iter().map(|place| place.len()).sum();
+        loop {
+            ready!(self.poll_read_ready(cx))?;
+            let mut found = None;
+            let outcome = self.try_io(Interest::READABLE, || {
+                let length = (&*SockRef::from(&*self)).read_vectored(places)?;
+                found = Some(length);
+                // What was not full has emptied the queue: with "would block" the next turn waits for news instead of
+                // asking in vain. An end stays visible, since it is news of its own.
+                if 0 < length && length < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+            });
+            match (found, outcome) {
+                (Some(length), _) => return Poll::Ready(Ok(length)),
+                (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+                (None, Err(error)) => return Poll::Ready(Err(error)),
+                (None, Ok(())) => return Poll::Ready(Ok(0)),
+            }
+        }
+    }
+}
+
+/// Bytes that wait until a stream takes them.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl From<Vec<u8>> for Kept {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self { bytes, start: 0 }
+    }
+}
+
+impl Kept {
+    /// Whether nothing waits.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Puts `more` behind what waits.
+    pub(super) fn extend(&mut self, more: &[u8]) {
+        self.bytes.extend_from_slice(more);
+    }
+
+    /// Writes what waits; ready when nothing does any more.
+    pub(super) fn poll_drain<T: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut T,
+    ) -> Poll<io::Result<()>> {
+        while self.start < self.bytes.len() {
+            match ready!(Pin::new(&mut *to).poll_write(cx, &self.bytes[self.start..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.start += written,
+            }
+        }
+        if !self.bytes.is_empty() {
+            *self = Self::default();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes `pieces`, behind what waits, and keeps what is not taken: then it is pending.
+    pub(super) fn poll_send<T: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut T,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<()>> {
+        let total: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let mut done = 0;
+        while self.is_empty() && done < total {
+            let written = match pieces {
+                [one] => Pin::new(&mut *to).poll_write(cx, &one[done..]),
+                // After a first write that took a part, the pieces go one by one: the stream is full anyhow.
+                _ if done == 0 => Pin::new(&mut *to).poll_write_vectored(cx, pieces),
+                _ => Pin::new(&mut *to).poll_write(cx, at(pieces, done)),
+            };
+            match written {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(written)) => done += written,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
+            }
+        }
+        while done < total {
+            let rest = at(pieces, done);
+            self.extend(rest);
+            done += rest.len();
+        }
+        if self.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+}
+
+/// The rest of the piece that holds byte `position`.
+fn at<'a>(pieces: &'a [IoSlice<'a>], position: usize) -> &'a [u8] {
+    let mut before = 0;
+    for piece in pieces {
+        if position < before + piece.len() {
+            return &piece[position - before..];
+        }
+        before += piece.len();
+    }
+    &[]
+}

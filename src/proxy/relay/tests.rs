@@ -1,0 +1,88 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+#[tokio::test(start_paused = true)]
+async fn a_half_closed_connection_ends_after_its_limit_of_silence_and_not_before() {
+    let (mut application, mut near) = duplex(1024);
+    let (mut peer, far) = duplex(1024);
+    let (_kill, mut killed) = oneshot::channel();
+    let mut carrier = Streams::new(far, Wire::Plain);
+    let relayed = relay(&mut near, &mut carrier, LIMIT, &mut killed);
+    let script = async {
+        application.shutdown().await.unwrap();
+        for _ in 0..10 {
+            sleep(LIMIT / 2).await;
+            peer.write_all(b"still here").await.unwrap();
+            application.read_exact(&mut [0; 10]).await.unwrap();
+        }
+        Instant::now()
+    };
+    let (relayed, last_word) = tokio::join!(async { (relayed.await, Instant::now()) }, script);
+    let ((moved, end), ended) = relayed;
+    assert_eq!(end, End::Refused(Refusal::HalfClosed));
+    assert_eq!(moved.received, 100);
+    let silence = ended - last_word;
+    assert!(silence >= LIMIT && silence < LIMIT + Duration::from_secs(1), "{silence:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blocked_direction_does_not_stop_the_other() {
+    let (mut application, mut near) = duplex(1024);
+    let (mut peer, far) = duplex(1024);
+    let (_kill, mut killed) = oneshot::channel();
+    let mut carrier = Streams::new(far, Wire::Plain);
+    let relayed = relay(&mut near, &mut carrier, LIMIT, &mut killed);
+    let script = async {
+        // The peer reads nothing, so this direction fills and blocks.
+        let blocked = tokio::time::timeout(Duration::from_secs(1), application.write_all(&[1; 500_000])).await;
+        assert!(blocked.is_err());
+        peer.write_all(b"the other way").await.unwrap();
+        let mut word = [0; 13];
+        application.read_exact(&mut word).await.unwrap();
+        assert_eq!(&word, b"the other way");
+    };
+    tokio::select! {
+        end = relayed => panic!("{end:?}"),
+        () = script => {}
+    }
+}
+
+#[tokio::test]
+async fn a_kill_gives_its_reason_even_while_bytes_flow() {
+    let (mut application, mut near) = duplex(1024);
+    let (_peer, far) = duplex(1024);
+    let (kill, mut killed) = oneshot::channel();
+    application.write_all(b"bytes").await.unwrap();
+    kill.send(Refusal::NotInTopology).unwrap();
+    let (_, end) = relay(&mut near, &mut Streams::new(far, Wire::Tls), LIMIT, &mut killed).await;
+    assert_eq!(end, End::Cut(Refusal::NotInTopology));
+}
+
+#[tokio::test]
+async fn bytes_arrive_whole_whatever_the_sizes_of_the_streams_buffers() {
+    for (left, right) in [(1, 7), (100_000, 3), (64 * 1024, 64 * 1024), (5, 1_000_000)] {
+        let (mut application, mut near) = duplex(left);
+        let (mut peer, far) = duplex(right);
+        let (_kill, mut killed) = oneshot::channel();
+        let sent: Vec<u8> = (0..200_000_u32).map(|index| (index % 251) as u8).collect();
+        let copy = sent.clone();
+        let script = async {
+            let write = async {
+                application.write_all(&copy).await.unwrap();
+                application.shutdown().await.unwrap();
+            };
+            let mut all = vec![];
+            tokio::join!(write, async { peer.read_to_end(&mut all).await.unwrap() });
+            peer.shutdown().await.unwrap();
+            all
+        };
+        let mut carrier = Streams::new(far, Wire::Plain);
+        let relayed = relay(&mut near, &mut carrier, LIMIT, &mut killed);
+        let ((moved, end), received) = tokio::join!(relayed, script);
+        assert!(received == sent, "{left} {right}");
+        assert_eq!((moved.sent, end), (200_000, End::Closed));
+    }
+}

@@ -1,0 +1,210 @@
+//! TLS 1.3 handshakes by rustls' unbuffered connections: what comes after the handshake stays ours, and so do the keys.
+
+use std::io;
+
+use rustls::{
+    Error,
+    client::{ClientConnectionData, UnbufferedClientConnection},
+    server::{ServerConnectionData, UnbufferedServerConnection},
+    unbuffered::{ConnectionState, EncodeError, UnbufferedConnectionCommon, UnbufferedStatus},
+};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::super::records::{Records, Secrets};
+
+/// A record's header.
+const HEADER: usize = 5;
+/// What is read at a time: more than a flight has.
+const READ: usize = 4096;
+/// All that a peer may say before it is judged: a chain of the longest certificates, and what belongs to it.
+const MOST: usize = 48 * 1024;
+
+/// Either role's connection.
+pub(in super::super) trait Endpoint {
+    /// What rustls keeps for the role.
+    type Data;
+
+    /// Goes on with what came.
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// What both roles have.
+    fn common(&self) -> &UnbufferedConnectionCommon<Self::Data>;
+
+    /// The keys, after the handshake.
+    fn into_records(self) -> Result<Records, Error>;
+}
+
+impl Endpoint for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn common(&self) -> &UnbufferedConnectionCommon<Self::Data> {
+        self
+    }
+
+    fn into_records(self) -> Result<Records, Error> {
+        let (keys, connection) = self.dangerous_into_kernel_connection()?;
+        Records::new(keys, Secrets::Client(connection))
+    }
+}
+
+impl Endpoint for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+
+    fn common(&self) -> &UnbufferedConnectionCommon<Self::Data> {
+        self
+    }
+
+    fn into_records(self) -> Result<Records, Error> {
+        let (keys, connection) = self.dangerous_into_kernel_connection()?;
+        Records::new(keys, Secrets::Server(connection))
+    }
+}
+
+/// What is left to do after a handshake.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// The last flight of a client: it may go with the first data.
+    pub(super) flight: Vec<u8>,
+    /// What came behind the handshake.
+    pub(super) behind: Vec<u8>,
+}
+
+/// What to do next.
+enum Next {
+    Go,
+    Send,
+    Receive,
+    Done,
+}
+
+/// Shakes hands over `socket`.
+pub(super) async fn drive<E, S>(endpoint: &mut E, socket: &mut S) -> io::Result<Left>
+where
+    E: Endpoint,
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut incoming = Incoming::default();
+    let mut outgoing = Vec::new();
+    loop {
+        let UnbufferedStatus { discard, state } = endpoint.process(incoming.shown());
+        let next = match state {
+            Ok(state) => step(state, &mut outgoing),
+            Err(error) => Err(error),
+        };
+        incoming.discard(discard);
+        match next {
+            Ok(Next::Go) => {}
+            Ok(Next::Send) => {
+                socket.write_all(&outgoing).await?;
+                outgoing.clear();
+            }
+            Ok(Next::Receive) => incoming.one_more(socket).await?,
+            Ok(Next::Done) => return Ok(Left { flight: outgoing, behind: incoming.bytes }),
+            Err(error) => {
+                tell(endpoint, &mut incoming, outgoing, socket).await;
+                return Err(io::Error::new(io::ErrorKind::InvalidData, error));
+            }
+        }
+    }
+}
+
+fn step<D>(state: ConnectionState<'_, '_, D>, outgoing: &mut Vec<u8>) -> Result<Next, Error> {
+    match state {
+        ConnectionState::EncodeTlsData(mut data) => {
+            let end = outgoing.len();
+            if let Err(EncodeError::InsufficientSize(needed)) = data.encode(&mut []) {
+                outgoing.resize(end + needed.required_size, 0);
+                let _ = data.encode(&mut outgoing[end..]);
+            }
+            Ok(Next::Go)
+        }
+        ConnectionState::TransmitTlsData(mut data) => {
+            let last = data.may_encrypt_app_data().is_some();
+            data.done();
+            Ok(if last { Next::Go } else { Next::Send })
+        }
+        ConnectionState::BlockedHandshake => Ok(Next::Receive),
+        ConnectionState::WriteTraffic(_) => Ok(Next::Done),
+        _ => Err(Error::HandshakeNotComplete),
+    }
+}
+
+/// Sends the alert that says why, as far as it can be sent.
+async fn tell<E, S>(endpoint: &mut E, incoming: &mut Incoming, mut outgoing: Vec<u8>, socket: &mut S)
+where
+    E: Endpoint,
+    S: AsyncWrite + Unpin,
+{
+    // After an error a connection gives what it has to say, and then the error again. It must still be shown what it was
+    // shown: it remembers where in it the next message began.
+    while let UnbufferedStatus { discard, state: Ok(state @ ConnectionState::EncodeTlsData(_)) } =
+        endpoint.process(incoming.shown())
+    {
+        let said = step(state, &mut outgoing);
+        incoming.discard(discard);
+        if said.is_err() {
+            break;
+        }
+    }
+    // Whether it arrives makes no difference.
+    let _ = socket.write_all(&outgoing).await;
+}
+
+/// What came. rustls is shown whole records only, one more each time, so that it never takes what is not its own.
+#[derive(Default)]
+struct Incoming {
+    bytes: Vec<u8>,
+    shown: usize,
+}
+
+impl Incoming {
+    fn shown(&mut self) -> &mut [u8] {
+        &mut self.bytes[..self.shown]
+    }
+
+    fn discard(&mut self, count: usize) {
+        self.bytes.drain(..count);
+        self.shown -= count;
+    }
+
+    async fn one_more<S: AsyncRead + Unpin>(&mut self, socket: &mut S) -> io::Result<()> {
+        loop {
+            if let Some(length) = record(&self.bytes[self.shown..]) {
+                self.shown += length;
+                return Ok(());
+            }
+            if self.bytes.len() >= MOST {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, Error::PeerSentOversizedRecord));
+            }
+            self.bytes.reserve(READ);
+            if socket.read_buf(&mut self.bytes).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+    }
+}
+
+/// The length of the first record. What is none is shown to rustls as it is, which says why.
+fn record(bytes: &[u8]) -> Option<usize> {
+    let header = bytes.first_chunk::<HEADER>();
+    match (bytes.first(), header) {
+        (Some(first), None) if !(0x14..=0x17).contains(first) => Some(bytes.len()),
+        (_, None) => None,
+        (_, Some(header)) => {
+            let length = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
+            let sane = (0x14..=0x17).contains(&header[0]) && length <= HEADER + (1 << 14) + 256;
+            match (sane, bytes.len() >= length) {
+                (false, _) => Some(bytes.len()),
+                (true, whole) => whole.then_some(length),
+            }
+        }
+    }
+}
