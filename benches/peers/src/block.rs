@@ -83,7 +83,7 @@ async fn timed(part: Part, rate: u32, options: &Options, pair: Option<&Pair>) ->
         Part::BulkUp | Part::BulkDown => Load::Bulk { up: part == Part::BulkUp, connections: BULK, seconds, warmup },
         Part::Requests => Load::Requests { connections: MANY, seconds, warmup },
         Part::Single => Load::Requests { connections: 1, seconds, warmup },
-        Part::Connects => Load::Connects { size: 1024, workers: MANY, seconds, warmup },
+        Part::Connects => Load::Connects { workers: MANY, seconds, warmup },
         Part::Paced => Load::Paced { rate, connections: MANY, size: 1024, seconds, warmup },
         Part::Storm => {
             Load::Storm { rate: storm_rate(rate), connections: MANY, size: 1024, workers: MANY, seconds, warmup }

@@ -1,6 +1,6 @@
 //! What stands beside absolute figures: machine, kernel, versions, settings, date.
 
-use std::{fmt::Write, fs, path::Path};
+use std::{fs, path::Path};
 
 use entente::telemetry;
 

@@ -56,7 +56,8 @@ pub(crate) async fn pass(laboratory: &Laboratory, peer: Peer) -> anyhow::Result<
     note("the server's half-close", within(application.closes_first()).await);
     if peer != Peer::Direct {
         let good = trust::certificate(domain, "client");
-        let called = |certified| calls(&application, certified);
+        let named = domain.id("server").topology_name().context("a server without a topology name")?;
+        let called = |certified| calls(&application, named.as_str(), certified);
         note("B serves a good client", called(Some(good)).await.and_then(must_pass));
         note("B refuses a client without a certificate", called(None).await.and_then(must_not));
         let wrong = trust::certificate(domain, "other");
@@ -179,18 +180,18 @@ async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, closes_first:
 }
 
 /// Calls B as if a proxy did; whether a byte reached the application.
-async fn calls(application: &Application, certified: Option<Certified>) -> anyhow::Result<bool> {
+async fn calls(application: &Application, named: &str, certified: Option<Certified>) -> anyhow::Result<bool> {
     application.closes_first.store(false, Ordering::SeqCst);
     let before = application.received.load(Ordering::SeqCst);
     let stream = network::dial(sidecar::UID)?;
-    let answered = timeout(SILENCE, talk(stream, wire::client(certified))).await;
+    let answered = timeout(SILENCE, talk(stream, named, wire::client(certified))).await;
     let served = matches!(answered, Ok(Ok(())));
     Ok(served || application.received.load(Ordering::SeqCst) > before)
 }
 
 /// In TLS 1.3 the client is done before the server has judged it: only an answer shows that it was let in.
-async fn talk(stream: TcpStream, config: ClientConfig) -> std::io::Result<()> {
-    let name = ServerName::try_from("server.example").map_err(std::io::Error::other)?;
+async fn talk(stream: TcpStream, named: &str, config: ClientConfig) -> std::io::Result<()> {
+    let name = ServerName::try_from(named.to_owned()).map_err(std::io::Error::other)?;
     let mut stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
     stream.write_all(b"hello").await?;
     stream.read_exact(&mut [0; 5]).await.map(drop)
