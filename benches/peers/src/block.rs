@@ -42,14 +42,15 @@ pub(crate) async fn run(
     options: &Options,
 ) -> anyhow::Result<(Vec<Figure>, Vec<String>)> {
     let (mut figures, mut problems) = (vec![], vec![]);
-    if options.does(Part::Idle) && peer != Peer::Direct {
-        if let Some(pair) = laboratory.pair(peer).await? {
-            match idle(&pair).await {
-                Ok(taken) => figures.extend(taken),
-                Err(error) => problems.push(format!("{} idle: {error:#}", peer.name())),
-            }
-            pair.end().await;
+    if options.does(Part::Idle)
+        && peer != Peer::Direct
+        && let Some(pair) = laboratory.pair(peer).await?
+    {
+        match idle(&pair).await {
+            Ok(taken) => figures.extend(taken),
+            Err(error) => problems.push(format!("{} idle: {error:#}", peer.name())),
         }
+        pair.end().await;
     }
     let mut pair = laboratory.pair(peer).await?;
     for part in [Part::BulkUp, Part::BulkDown, Part::Requests, Part::Single, Part::Connects, Part::Paced, Part::Storm] {

@@ -31,12 +31,10 @@ pub(crate) fn cpu(processes: &[u32]) -> f64 {
 
 fn scheduled(process: u32) -> f64 {
     let tasks = format!("/proc/{process}/task");
-    let nanoseconds: u64 = numbers(Path::new(&tasks))
-        .filter_map(|task| {
-            fs::read_to_string(format!("{tasks}/{task}/schedstat")).ok()?.split(' ').next()?.parse().ok()
-        })
-        .fold(0, |sum, task: u64| sum + task);
-    nanoseconds as f64 / 1e9
+    let running = numbers(Path::new(&tasks)).filter_map(|task| {
+        fs::read_to_string(format!("{tasks}/{task}/schedstat")).ok()?.split(' ').next()?.parse::<u64>().ok()
+    });
+    running.sum::<u64>() as f64 / 1e9
 }
 
 fn ticks(process: u32) -> f64 {
