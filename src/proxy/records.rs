@@ -252,4 +252,4 @@ pub(super) const fn alert_for(error: &Error) -> Option<AlertDescription> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -42,6 +42,8 @@ pub(crate) async fn gather(options: &Options, laboratory: &Laboratory) -> Vec<Fa
     for peer in Peer::ALL.into_iter().filter(|peer| *peer != Peer::Direct) {
         let words = peer.version_words(&options.envoy, &options.entente);
         let value = version(&words, &laboratory.places.folder).await;
+        // Some say first where they are.
+        let value = value.rsplit("version: ").next().unwrap_or_default().to_owned();
         facts.push(Fact { name: peer.name().to_owned(), value });
     }
     facts

@@ -205,7 +205,7 @@ fn what_is_not_protected_or_too_long_is_refused_with_its_alert() {
 }
 
 /// Two ends of our own: what one says, the other opens.
-fn both() -> (Records, Records) {
+pub(in crate::proxy) fn both() -> (Records, Records) {
     let secrets =
         |byte| ConnectionTrafficSecrets::Aes128Gcm { key: AeadKey::from([byte; 32]), iv: Iv::from([byte; 12]) };
     let [(ours, _), (theirs, _)] = pairs();

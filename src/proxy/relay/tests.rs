@@ -1,6 +1,9 @@
-use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+use std::io::IoSliceMut;
 
-use super::*;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
+
+use super::{socket::Socket, *};
+use crate::proxy::records::{Records, tests::both};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -85,4 +88,75 @@ async fn bytes_arrive_whole_whatever_the_sizes_of_the_streams_buffers() {
         assert!(received == sent, "{left} {right}");
         assert_eq!((moved.sent, end), (200_000, End::Closed));
     }
+}
+
+/// Both ends of one connection; their handshake needs a runtime of its own.
+fn ends() -> (Records, Records) {
+    std::thread::spawn(both).join().unwrap()
+}
+
+impl Socket for DuplexStream {
+    fn poll_scatter(&mut self, cx: &mut Context<'_>, places: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
+        let mut into = ReadBuf::new(&mut places[0]);
+        let read = Pin::new(self).poll_read(cx, &mut into);
+        read.map_ok(|()| into.filled().len())
+    }
+}
+
+#[tokio::test]
+async fn bytes_pass_two_tunnels_whole_both_ways_whatever_the_sizes_of_the_streams_buffers() {
+    let sent: Vec<u8> = (0..150_000_u32).map(|index| (index % 251) as u8).collect();
+    for (left, wire, right) in [(1, 700, 3), (100_000, 3, 64 * 1024), (5, 1_000_000, 1_000_000), (300_000, 300_000, 2)]
+    {
+        let (mut application, mut near) = duplex(left);
+        let (network, far) = duplex(wire);
+        let (mut server, mut beyond) = duplex(right);
+        let (ours, theirs) = ends();
+        let mut calling = Tunnel::new(network, ours, vec![], vec![]);
+        let mut called = Tunnel::new(far, theirs, vec![], vec![]);
+        let (_kill, mut killed) = oneshot::channel();
+        let (_kill_too, mut killed_too) = oneshot::channel();
+        let script = async {
+            let mut there = vec![];
+            let say = async {
+                application.write_all(&sent).await.unwrap();
+                application.shutdown().await.unwrap();
+            };
+            tokio::join!(say, async { server.read_to_end(&mut there).await.unwrap() });
+            assert!(there == sent, "{left} {wire} {right}");
+            let mut back = vec![];
+            let answer = async {
+                server.write_all(&there).await.unwrap();
+                server.shutdown().await.unwrap();
+            };
+            tokio::join!(answer, async { application.read_to_end(&mut back).await.unwrap() });
+            assert!(back == sent, "{left} {wire} {right}");
+        };
+        let ((), (moved, end), (_, far_end)) = tokio::join!(
+            script,
+            relay(&mut near, &mut calling, LIMIT, &mut killed),
+            relay(&mut beyond, &mut called, LIMIT, &mut killed_too)
+        );
+        assert_eq!((moved.sent, moved.received), (150_000, 150_000));
+        assert_eq!((end, far_end), (End::Closed, End::Closed));
+    }
+}
+
+#[tokio::test]
+async fn a_tunnel_whose_wire_is_cut_is_truncated_and_not_at_its_end() {
+    let (mut application, mut near) = duplex(1024);
+    let (network, mut far) = duplex(1024);
+    let (ours, _) = ends();
+    let (_kill, mut killed) = oneshot::channel();
+    let mut tunnel = Tunnel::new(network, ours, b"the last flight, ".to_vec(), vec![]);
+    application.write_all(b"data").await.unwrap();
+    let script = async {
+        let mut first = vec![0; 17];
+        far.read_exact(&mut first).await.unwrap();
+        assert_eq!(first, b"the last flight, ");
+        drop(far);
+    };
+    let ((), (moved, end)) = tokio::join!(script, relay(&mut near, &mut tunnel, LIMIT, &mut killed));
+    assert_eq!(moved.sent, 4);
+    assert_eq!(end, End::Refused(Refusal::Truncated));
 }
