@@ -11,11 +11,10 @@ use super::{
     generation::Generation,
     metrics::mode_word,
     registry::Place,
-    relay::{self, Carrier, Streams, Wire},
-    reprove,
+    relay, reprove,
     shared::Shared,
     sockets,
-    tls::{self, Secured, Stream},
+    tls::{self, Secured},
 };
 use crate::{
     brief::{ALPN_REPROVE, Direction, Mode, Port},
@@ -55,23 +54,17 @@ async fn converse(
     if port.mode == Mode::Plaintext {
         drop(pending);
         let place = anybody(shared, &generation, port, destination.port(), None)?;
-        let application = SocketAddr::new(destination.ip(), port.target_port);
-        let carrier = Box::new(Streams::new(stream, Wire::Plain));
-        return Box::pin(deliver(shared, carrier, application, place, record)).await;
+        let address = SocketAddr::new(destination.ip(), port.target_port);
+        let (application, place) = reach(shared, address, place, record).await?;
+        return relay::carry_plain(application, stream, place, record).await;
     }
     let (secured, place, target) = secure(shared, stream, &generation, port, destination.port(), record).await?;
     drop(pending);
     if secured.protocol.as_deref() == Some(ALPN_REPROVE) {
         return reprove::answer(shared, secured.stream, place, record).await;
     }
-    let application = SocketAddr::new(destination.ip(), target);
-    match secured.stream {
-        Stream::Own(tunnel) => deliver(shared, tunnel, application, place, record).await,
-        Stream::Rustls(stream) => {
-            let carrier = Box::new(Streams::new(*stream, Wire::Tls));
-            Box::pin(deliver(shared, carrier, application, place, record)).await
-        }
-    }
+    let (application, place) = reach(shared, SocketAddr::new(destination.ip(), target), place, record).await?;
+    relay::carry_secured(application, secured.stream, place, record).await
 }
 
 /// Handshake, verdict, registration; and the local port where the application takes this caller's calls.
@@ -84,7 +77,7 @@ async fn secure(
     record: &mut Record,
 ) -> Result<(Secured, Place, u16), Refusal> {
     expect_tls(&stream).await?;
-    let secured = tls::accept(stream, generation.server(port.port)?).await.map_err(|refused| {
+    let mut secured = tls::accept(stream, generation.server(port.port)?).await.map_err(|refused| {
         if let Some(proven) = &refused.proven {
             record.proven(proven);
         }
@@ -95,8 +88,8 @@ async fn secure(
         }
     })?;
     shared.metrics.handshake(Direction::Inbound, record.age());
+    let verdict = secured.verdict.take();
     let chain = secured.chain.as_slice();
-    let verdict = secured.verdict.clone();
     if let Some(proven) = &verdict {
         record.proven(&proven.peer);
     }
@@ -205,22 +198,18 @@ async fn expect_tls(stream: &TcpStream) -> Result<(), Refusal> {
     }
 }
 
-/// Dials the application at the address that the caller dialled, never on loopback, and relays.
-async fn deliver<C>(
+/// Dials the application at the address that the caller dialled, never on loopback.
+async fn reach(
     shared: &Shared,
-    carrier: Box<C>,
-    application: SocketAddr,
+    address: SocketAddr,
     mut place: Place,
-    record: &mut Record,
-) -> Result<(), Refusal>
-where
-    C: Carrier<TcpStream> + sockets::Underlying,
-{
+    record: &Record,
+) -> Result<(TcpStream, Place), Refusal> {
     let application = tokio::select! {
         biased;
         Ok(reason) = &mut place.killed => return Err(reason),
-        dialled = sockets::dial(application, false) => dialled?,
+        dialled = sockets::dial(address, false) => dialled?,
     };
     shared.metrics.connected(Direction::Inbound, record.mode);
-    relay::carry(application, carrier, place, record).await
+    Ok((application, place))
 }

@@ -15,7 +15,7 @@ use super::{
     basis::{Basis, Proof},
     generation::Generation,
     metrics::mode_word,
-    outbound,
+    outbound, relay,
     shared::Shared,
     sockets,
     tls::{self, Stream},
@@ -94,7 +94,7 @@ async fn edge(
         Err(reason) => Called { outcome: Err(reason), met: false },
         Ok((stream, place)) => {
             shared.metrics.connected(Direction::Outbound, record.mode);
-            let outcome = outbound::carry(application, stream, place, record).await;
+            let outcome = relay::carry_secured(application, stream, place, record).await;
             Called { outcome, met: true }
         }
     }

@@ -14,10 +14,10 @@ use super::{
     metrics::mode_word,
     named,
     registry::Place,
-    relay::{self, Streams, Wire},
+    relay,
     shared::Shared,
     sockets,
-    tls::{self, Secured, Stream},
+    tls::{self, Secured},
 };
 use crate::{
     brief::{Direction, Mode, Route},
@@ -101,7 +101,7 @@ pub(super) async fn pass(
 ) -> Result<(), Refusal> {
     let place = register(shared, generation, basis, |_| Ok(()))?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    Box::pin(relay::carry(application, Box::new(Streams::new(network, Wire::Plain)), place, record)).await
+    relay::carry_plain(application, network, place, record).await
 }
 
 /// Dials the address that the application dialled; the certificate must name the declared server.
@@ -125,22 +125,7 @@ async fn mutual(
         current.judge.callee(&secured.chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
     })?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    carry(application, secured.stream, place, record).await
-}
-
-/// Relays over a TLS connection.
-pub(super) async fn carry(
-    application: TcpStream,
-    stream: Stream,
-    place: Place,
-    record: &mut Record,
-) -> Result<(), Refusal> {
-    match stream {
-        Stream::Own(tunnel) => relay::carry(application, tunnel, place, record).await,
-        Stream::Rustls(stream) => {
-            Box::pin(relay::carry(application, Box::new(Streams::new(*stream, Wire::Tls)), place, record)).await
-        }
-    }
+    relay::carry_secured(application, secured.stream, place, record).await
 }
 
 /// The handshake with whoever answers, and its verdict. Nothing of the application's goes further before that.

@@ -22,7 +22,7 @@ const TAG: usize = 16;
 /// Plaintext that one record carries at most (RFC 8446 §5.1).
 pub(super) const MAX_PLAINTEXT: usize = 1 << 14;
 /// The same, protected (§5.2): the type, the tag, and padding.
-const MAX_PROTECTED: usize = MAX_PLAINTEXT + 256;
+pub(super) const MAX_PROTECTED: usize = MAX_PLAINTEXT + 256;
 /// From the beginning of one full record to that of the next.
 pub(super) const STRIDE: usize = HEADER + MAX_PLAINTEXT + 1 + TAG;
 /// Records that one key seals: half of what AES-GCM allows (§5.5).
@@ -153,7 +153,8 @@ impl Records {
         Ok(())
     }
 
-    fn say(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+    /// Seals one record of `content`, [`MAX_PLAINTEXT`] at most, behind `out`.
+    pub(super) fn say(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
         let start = out.len();
         out.resize(start + HEADER + content.len() + 1 + TAG, 0);
         let record = out.get_mut(start..).ok_or(Error::EncryptError)?;

@@ -25,14 +25,13 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
-pub(super) use self::{
-    streams::{Streams, Wire},
-    tunnel::Tunnel,
-};
+use self::streams::{Streams, Wire};
+pub(super) use self::tunnel::Tunnel;
 use super::{
     access::{Moved, Record},
     registry::Place,
     sockets::{self, Underlying},
+    tls::Stream,
 };
 use crate::refusal::Refusal;
 
@@ -49,7 +48,7 @@ thread_local! {
 
 /// How a connection came to its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+enum End {
     /// Both directions were closed in order.
     Closed,
     /// One side reset it; the reset is passed on.
@@ -60,14 +59,23 @@ pub(super) enum End {
     Cut(Refusal),
 }
 
+/// How far one direction has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    #[default]
+    Copying,
+    Closing,
+    Done,
+}
+
 /// Which side of a direction failed.
-pub(super) enum Broken {
+enum Broken {
     From(io::Error),
     To(io::Error),
 }
 
 /// The network side of a connection of an application `A`, and what moves bytes between the two.
-pub(super) trait Carrier<A> {
+trait Carrier<A> {
     /// Moves from application to network, a scratch-full at most; ready at its orderly end.
     fn poll_up(&mut self, cx: &mut Context<'_>, application: &mut A, scratch: &mut [u8]) -> Poll<Result<(), Broken>>;
 
@@ -91,7 +99,7 @@ pub(super) trait Carrier<A> {
 }
 
 /// Copies both ways until both directions ended, one side broke, or `killed` says why it must end.
-pub(super) async fn relay<A, C>(
+async fn relay<A, C>(
     application: &mut A,
     carrier: &mut C,
     half_closed: Duration,
@@ -114,8 +122,34 @@ where
     (moved, if goodbye(application, carrier).await { End::Closed } else { end })
 }
 
+/// Relays over a TLS connection.
+pub(super) async fn carry_secured(
+    application: TcpStream,
+    stream: Stream,
+    place: Place,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    match stream {
+        Stream::Own(tunnel) => carry(application, tunnel, place, record).await,
+        Stream::Rustls(stream) => {
+            // Rare, and large beside the other.
+            Box::pin(carry(application, Box::new(Streams::new(*stream, Wire::Tls)), place, record)).await
+        }
+    }
+}
+
+/// Relays what is not protected.
+pub(super) async fn carry_plain(
+    application: TcpStream,
+    network: TcpStream,
+    place: Place,
+    record: &mut Record,
+) -> Result<(), Refusal> {
+    Box::pin(carry(application, Box::new(Streams::new(network, Wire::Plain)), place, record)).await
+}
+
 /// Relays over two sockets; unless both directions ended in order, both sides see a reset.
-pub(super) async fn carry<C>(
+async fn carry<C>(
     mut application: TcpStream,
     mut carrier: Box<C>,
     mut place: Place,

@@ -289,7 +289,7 @@ pub(super) async fn connect(
         let (left, verdict) = judged(handshake::drive(&mut endpoint, &mut stream)).await?;
         return own(endpoint, stream, left, verdict);
     }
-    let (stream, verdict) = judged(TlsConnector::from(config).connect(name, stream)).await?;
+    let (stream, verdict) = connect_stream(stream, name, config).await?;
     Ok(rustls(stream.into(), verdict))
 }
 
@@ -308,9 +308,8 @@ fn own<E: Endpoint>(
     left: handshake::Left,
     verdict: Option<Proven>,
 ) -> Result<Secured, Refused> {
-    let common = endpoint.common();
-    let chain = common.peer_certificates().unwrap_or_default().to_vec();
-    let protocol = common.alpn_protocol().map(<[u8]>::to_vec);
+    let chain = endpoint.peer_certificates().unwrap_or_default().to_vec();
+    let protocol = endpoint.alpn_protocol().map(<[u8]>::to_vec);
     let records = endpoint.into_records().map_err(|error| unusable(&error))?;
     let stream = Stream::Own(Box::new(Tunnel::new(stream, records, left.flight, left.behind)));
     Ok(Secured { stream, verdict, chain, protocol, tls12: false })

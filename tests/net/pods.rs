@@ -22,7 +22,7 @@ use tokio::process::{Child, Command};
 
 use super::{
     roles::{Act, Fared, PART, Part},
-    support::{PATIENCE, control::Server, eventually, soon},
+    support::{PATIENCE, UNSHARE, control::Server, eventually, place, soon},
 };
 
 /// Environment: set in the process that lives in its own namespaces.
@@ -40,8 +40,8 @@ pub(crate) fn in_own_network<F: Future<Output = ()>>(name: &str, body: impl FnOn
         return;
     }
     assert_eq!(fs::metadata("/proc/self").unwrap().uid(), 0, "the tests in network namespaces need root");
-    let output = std::process::Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+    let output = std::process::Command::new(UNSHARE[0])
+        .args(&UNSHARE[1..])
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", name, "--nocapture"])
         .env(INSIDE, "1")
@@ -78,7 +78,7 @@ impl Hub {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         // The sidecar's user may not be able to reach the build folder.
-        place(Path::new(env!("CARGO_BIN_EXE_entente")), &folder.path().join("entente"));
+        place(Path::new(env!("CARGO_BIN_EXE_entente")), &folder.path().join("entente")).unwrap();
         let resolv_conf = folder.path().join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {HUB}\nnameserver {HUB6}\n")).unwrap();
         // What software in the pods reads; the mounts are ours alone.
@@ -173,7 +173,7 @@ impl Hub {
         let part = Part { act, result: result.clone() };
         let own = self.path("parts");
         if !own.exists() {
-            place(&std::env::current_exe().unwrap(), &own);
+            place(&std::env::current_exe().unwrap(), &own).unwrap();
         }
         let user = format!("setpriv --reuid {uid} --regid {gid} --clear-groups");
         let words: Vec<&str> = prefix.iter().copied().chain(user.split(' ')).collect();
@@ -407,12 +407,6 @@ impl Pod<'_> {
 }
 
 /// Links a program, or copies it where that cannot be.
-fn place(from: &Path, to: &Path) {
-    if fs::hard_link(from, to).is_err() {
-        fs::copy(from, to).unwrap();
-    }
-}
-
 async fn run(command: &str) {
     let mut words = command.split(' ');
     let status = Command::new(words.next().unwrap()).args(words).status();

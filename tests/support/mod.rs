@@ -9,7 +9,7 @@ pub(crate) mod domain;
 pub(crate) mod partner;
 pub(crate) mod wire;
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, path::Path, time::Duration};
 
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
@@ -33,6 +33,15 @@ where
 /// Ends `future` within patience.
 pub(crate) async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("not in time: {what}"))
+}
+
+/// The words that begin a process anew in namespaces of its own (network, mounts, processes), which end with it.
+pub(crate) const UNSHARE: &[&str] =
+    &["unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"];
+
+/// Links a program to where any user can reach it, or copies it where it cannot be linked.
+pub(crate) fn place(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::hard_link(from, to).or_else(|_| std::fs::copy(from, to).map(drop))
 }
 
 /// Shows the sidecars' logs where `ENTENTE_TEST_LOG` is set.

@@ -92,7 +92,7 @@ async fn timed(part: Part, rate: u32, options: &Options, pair: Option<&Pair>) ->
         Part::Idle | Part::Calls => return Ok(vec![]),
     };
     let (outcome, used) = measure::drive_counted(&load, seconds, warmup, pair).await?;
-    ensure!(outcome.failures * 1000 <= outcome.operations + 1, "{} failures", outcome.failures);
+    ensure!(outcome.failures * 1000 <= outcome.operations + 1, "{} failures: {:?}", outcome.failures, outcome.problems);
     let cost = pair.map(|_| used);
     Ok(match part {
         Part::BulkUp => bulk(&outcome, cost, UP),
@@ -103,13 +103,13 @@ async fn timed(part: Part, rate: u32, options: &Options, pair: Option<&Pair>) ->
                 ("requests_p50_us", outcome.p50_us),
                 ("requests_p99_us", outcome.p99_us),
             ];
-            figures.extend(cost.map(|used| ("request_cpu_us", (used.a + used.b) / per_second(&outcome) * 1e6)));
+            figures.extend(cost.map(|used| ("request_cpu_us", each(used, &outcome))));
             figures
         }
         Part::Single => vec![("single_p50_us", outcome.p50_us)],
         Part::Connects => {
             let mut figures = vec![("connects_per_s", per_second(&outcome))];
-            figures.extend(cost.map(|used| ("connect_cpu_us", (used.a + used.b) / per_second(&outcome) * 1e6)));
+            figures.extend(cost.map(|used| ("connect_cpu_us", each(used, &outcome))));
             figures
         }
         Part::Paced => vec![("paced_p50_us", outcome.p50_us), ("paced_p99_us", outcome.p99_us)],
@@ -136,6 +136,11 @@ fn bulk(outcome: &Outcome, used: Option<Used>, names: [&'static str; 4]) -> Vec<
         figures.extend([(names[1], (a + b) / gigabytes), (names[2], a / gigabytes), (names[3], b / gigabytes)]);
     }
     figures
+}
+
+/// Microseconds of processor time that A and B used for one operation.
+fn each(used: Used, outcome: &Outcome) -> f64 {
+    (used.a + used.b) / per_second(outcome) * 1e6
 }
 
 fn per_second(outcome: &Outcome) -> f64 {

@@ -1,7 +1,7 @@
 //! The harness begins itself again in network, mount and process namespaces of its own, so that whatever it started
 //! ends with it, whichever way it ends.
 
-use std::{ffi::OsStr, fs, path::Path};
+use std::{fs, path::Path};
 
 use anyhow::{Context, ensure};
 use tokio::{
@@ -9,7 +9,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use crate::{options::Options, run};
+use crate::{options::Options, run, support::UNSHARE};
 
 /// Environment: set in the process that lives in its own namespaces.
 const INSIDE: &str = "ENTENTE_PEERS_INSIDE";
@@ -30,10 +30,10 @@ fn owned_by_root(own: &fs::Metadata) -> bool {
 }
 
 async fn again() -> anyhow::Result<()> {
-    let mut inner = Command::new("unshare")
-        .args(["--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc"])
+    let mut inner = Command::new(UNSHARE[0])
+        .args(&UNSHARE[1..])
         .arg(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1).collect::<Vec<_>>().iter().map(OsStr::new))
+        .args(std::env::args_os().skip(1))
         .env(INSIDE, "1")
         // A key pressed reaches us alone, and we end it.
         .process_group(0)

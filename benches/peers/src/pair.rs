@@ -16,7 +16,7 @@ use entente::{
 use crate::{
     network::{self, CLIENT, CONTROL, Network, SERVED, SERVER},
     peer::{Peer, Places, Role, Running},
-    support::{control::Server, eventually},
+    support::{control::Server, eventually, place},
     trust::{self, Revocations},
 };
 
@@ -41,8 +41,10 @@ impl Laboratory {
         fs::create_dir(folder.join("run"))?;
         chown(folder.join("run"), Some(sidecar::UID), Some(sidecar::UID))?;
         // The peers' user may not be able to reach where the programs are.
-        let entente = place(entente, &folder.join("entente"))?;
-        let envoy = place(envoy, &folder.join("envoy"))?;
+        let programs = ["entente", "envoy"].map(|name| folder.join(name));
+        place(entente, &programs[0])?;
+        place(envoy, &programs[1])?;
+        let [entente, envoy] = programs;
         let resolv_conf = folder.join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {CONTROL}\n"))?;
         let network = Network::new(&entente, &resolv_conf).await?;
@@ -174,12 +176,4 @@ async fn fetch(pod: &str, path: &str) -> Option<String> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.ok()?;
     Some(answer)
-}
-
-/// Links a program, or copies it where that cannot be.
-fn place(from: &Path, to: &Path) -> anyhow::Result<PathBuf> {
-    if fs::hard_link(from, to).is_err() {
-        fs::copy(from, to)?;
-    }
-    Ok(to.to_owned())
 }

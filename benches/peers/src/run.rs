@@ -12,7 +12,7 @@ use crate::{
     peer::Peer,
     process::Machine,
     report::Fact,
-    stats::Sample,
+    stats::{Dice, Sample},
 };
 
 /// A block during which the hypervisor gave others more than this is dropped.
@@ -27,7 +27,7 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     fs::create_dir_all(&options.output)?;
     let mut told = Told { began: Instant::now(), notes: vec![] };
     let laboratory = Laboratory::new(&options.entente, &options.envoy).await?;
-    let facts = facts::gather(options, &laboratory).await;
+    let mut facts = facts::gather(options, &laboratory).await;
     let peers = passed(&laboratory, options, &mut told).await?;
     ensure!(!peers.is_empty(), "nobody passed");
     let server = measure::serve().await?;
@@ -57,7 +57,6 @@ pub(crate) async fn run(options: &Options) -> anyhow::Result<()> {
     }
     measure::end(server).await;
     fs::write(options.output.join("samples.csv"), csv(&samples))?;
-    let mut facts: Vec<Fact> = facts;
     facts.push(Fact { name: "paced rate".to_owned(), value: format!("{rate}/s") });
     fs::write(options.output.join("facts.json"), serde_json::to_string_pretty(&facts)?)?;
     fs::write(options.output.join("notes.txt"), told.notes.join("\n") + "\n")?;
@@ -132,17 +131,13 @@ async fn rate(laboratory: &Laboratory, peers: &[Peer], options: &Options, told: 
     Ok(rate)
 }
 
-/// Peers in an order that the seed and the block's number decide (Fisher and Yates, SplitMix64).
+/// Peers in an order that the seed and the block's number decide (Fisher and Yates).
 fn order(peers: &[Peer], seed: u64, block: usize) -> Vec<Peer> {
     let mut peers = peers.to_vec();
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ block as u64;
+    // Neighbouring blocks begin far apart.
+    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ block as u64);
     for at in (1..peers.len()).rev() {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^= mixed >> 31;
-        peers.swap(at, (mixed % (at as u64 + 1)) as usize);
+        peers.swap(at, dice.below(at + 1));
     }
     peers
 }

@@ -60,9 +60,9 @@ impl Kept {
         self.bytes.is_empty()
     }
 
-    /// Puts `more` behind what waits.
-    pub(super) fn extend(&mut self, more: &[u8]) {
-        self.bytes.extend_from_slice(more);
+    /// Behind what waits.
+    pub(super) const fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
     }
 
     /// Writes what waits; ready when nothing does any more.
@@ -108,7 +108,7 @@ impl Kept {
         }
         while done < total {
             let rest = at(pieces, done);
-            self.extend(rest);
+            self.bytes.extend_from_slice(rest);
             done += rest.len();
         }
         if self.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }

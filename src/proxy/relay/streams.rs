@@ -10,13 +10,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
     super::{access::Moved, sockets::Underlying, tls},
-    Broken, Carrier, End,
+    Broken, Carrier, End, Stage,
     socket::Kept,
 };
 
 /// Whether the network side is TLS, where an end without `close_notify` is a truncation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in super::super) enum Wire {
+pub(super) enum Wire {
     /// TLS.
     Tls,
     /// As the application wrote it.
@@ -25,7 +25,7 @@ pub(in super::super) enum Wire {
 
 /// A network side that is a byte stream.
 #[derive(Debug)]
-pub(in super::super) struct Streams<N> {
+pub(super) struct Streams<N> {
     network: N,
     wire: Wire,
     up: Pipe,
@@ -34,7 +34,7 @@ pub(in super::super) struct Streams<N> {
 
 impl<N> Streams<N> {
     /// Over `network`.
-    pub(in super::super) fn new(network: N, wire: Wire) -> Self {
+    pub(super) fn new(network: N, wire: Wire) -> Self {
         Self { network, wire, up: Pipe::default(), down: Pipe::default() }
     }
 }
@@ -93,14 +93,6 @@ struct Pipe {
     bytes: u64,
     stage: Stage,
     unflushed: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-enum Stage {
-    #[default]
-    Copying,
-    Closing,
-    Done,
 }
 
 impl Pipe {

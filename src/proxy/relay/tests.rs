@@ -9,10 +9,8 @@ const LIMIT: Duration = Duration::from_secs(60);
 
 #[tokio::test(start_paused = true)]
 async fn a_half_closed_connection_ends_after_its_limit_of_silence_and_not_before() {
-    let (mut application, mut near) = duplex(1024);
-    let (mut peer, far) = duplex(1024);
+    let (mut application, mut near, mut peer, mut carrier) = between();
     let (_kill, mut killed) = oneshot::channel();
-    let mut carrier = Streams::new(far, Wire::Plain);
     let relayed = relay(&mut near, &mut carrier, LIMIT, &mut killed);
     let script = async {
         application.shutdown().await.unwrap();
@@ -33,10 +31,8 @@ async fn a_half_closed_connection_ends_after_its_limit_of_silence_and_not_before
 
 #[tokio::test(start_paused = true)]
 async fn a_blocked_direction_does_not_stop_the_other() {
-    let (mut application, mut near) = duplex(1024);
-    let (mut peer, far) = duplex(1024);
+    let (mut application, mut near, mut peer, mut carrier) = between();
     let (_kill, mut killed) = oneshot::channel();
-    let mut carrier = Streams::new(far, Wire::Plain);
     let relayed = relay(&mut near, &mut carrier, LIMIT, &mut killed);
     let script = async {
         // The peer reads nothing, so this direction fills and blocks.
@@ -88,6 +84,13 @@ async fn bytes_arrive_whole_whatever_the_sizes_of_the_streams_buffers() {
         assert!(received == sent, "{left} {right}");
         assert_eq!((moved.sent, end), (200_000, End::Closed));
     }
+}
+
+/// An application and a peer, and what stands between them.
+fn between() -> (DuplexStream, DuplexStream, DuplexStream, Streams<DuplexStream>) {
+    let (application, near) = duplex(1024);
+    let (peer, far) = duplex(1024);
+    (application, near, peer, Streams::new(far, Wire::Plain))
 }
 
 /// Both ends of one connection; their handshake needs a runtime of its own.

@@ -7,7 +7,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustls::{AlertDescription, Error};
+use rustls::{AlertDescription, ContentType, Error};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -20,9 +20,10 @@ use super::{
         sockets::Underlying,
         tls,
     },
-    Broken, Carrier, End, SCRATCH,
+    Broken, Carrier, End, SCRATCH, Stage,
     socket::{Kept, Socket},
 };
+
 /// Full records that the thread's buffer holds.
 const SLOTS: usize = SCRATCH / STRIDE;
 /// Where a direction begins: what a first answer usually fits in, and a slow side must at most be kept of.
@@ -62,13 +63,6 @@ struct Down {
     stage: Stage,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stage {
-    Copying,
-    Closing,
-    Done,
-}
-
 impl<S> Tunnel<S> {
     /// After a handshake: what of it is still to be sent, and what came behind it.
     pub(in super::super) fn new(network: S, records: Records, flight: Vec<u8>, behind: Vec<u8>) -> Self {
@@ -87,11 +81,8 @@ impl Underlying for Tunnel<TcpStream> {
 impl Tunnel<TcpStream> {
     /// Says `word` and the end of our direction, and waits until the peer has ended its own.
     pub(in super::super) async fn say_last(&mut self, word: &[u8]) -> io::Result<()> {
-        let mut out = vec![0; HEADER];
-        out.extend_from_slice(word);
-        out.resize(STRIDE.min(out.len() + STRIDE - MAX_PLAINTEXT), 0);
-        let sealed = self.records.seal(&mut out, word.len()).map_err(broken)?;
-        out.truncate(sealed);
+        let mut out = Vec::new();
+        self.records.say(ContentType::ApplicationData, word, &mut out).map_err(broken)?;
         self.records.alert(AlertDescription::CloseNotify, &mut out).map_err(broken)?;
         self.network.write_all(&out).await?;
         self.network.shutdown().await?;
@@ -101,6 +92,11 @@ impl Tunnel<TcpStream> {
 
 fn broken(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// What cannot be sealed cannot be sent.
+fn unsealed(error: Error) -> Broken {
+    Broken::To(broken(error))
 }
 
 impl<A: Socket, S: Socket> Carrier<A> for Tunnel<S> {
@@ -143,7 +139,7 @@ impl<A: Socket, S: Socket> Carrier<A> for Tunnel<S> {
     }
 
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.end_up().map_err(broken)?;
+        self.records.alert(AlertDescription::CloseNotify, self.up.kept.tail()).map_err(broken)?;
         ready!(self.up.kept.poll_drain(cx, &mut self.network))?;
         Pin::new(&mut self.network).poll_shutdown(cx)
     }
@@ -189,10 +185,10 @@ impl<S: Socket> Tunnel<S> {
         application: &mut A,
         scratch: &mut [u8],
     ) -> Result<(), Broken> {
-        match self.poll_fill(cx, application, scratch, 1) {
-            Poll::Ready(Ok(0)) => self.end_up().map_err(|error| Broken::To(broken(error))),
+        match self.poll_fill(cx, application, scratch) {
+            Poll::Ready(Ok(0)) => self.end_up(),
             Poll::Ready(Ok(sealed)) => {
-                self.up.kept.extend(&scratch[..sealed]);
+                self.up.kept.tail().extend_from_slice(&scratch[..sealed]);
                 Ok(())
             }
             Poll::Ready(Err(error)) => Err(error),
@@ -206,17 +202,18 @@ impl<S: Socket> Tunnel<S> {
         cx: &mut Context<'_>,
         application: &mut A,
         scratch: &mut [u8],
-        slots: usize,
     ) -> Poll<Result<usize, Broken>> {
         let mut free: [IoSliceMut<'_>; SLOTS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
         for (slot, chunk) in free.iter_mut().zip(scratch.chunks_exact_mut(STRIDE)) {
             *slot = IoSliceMut::new(&mut chunk[HEADER..HEADER + MAX_PLAINTEXT]);
         }
-        let slots = slots.min(SLOTS);
+        let slots = self.up.slots;
         let length = ready!(application.poll_scatter(cx, &mut free[..slots])).map_err(Broken::From)?;
         self.moved.sent += length as u64;
-        self.up.slots = if length == slots * MAX_PLAINTEXT { (slots * 2).min(SLOTS) } else { slots };
-        Poll::Ready(self.records.seal(scratch, length).map_err(|error| Broken::To(broken(error))))
+        if length == slots * MAX_PLAINTEXT {
+            self.up.slots = (slots * 2).min(SLOTS);
+        }
+        Poll::Ready(self.records.seal(scratch, length).map_err(unsealed))
     }
 
     fn poll_seal<A: Socket>(
@@ -229,9 +226,9 @@ impl<S: Socket> Tunnel<S> {
             self.update()?;
             ready!(self.up.kept.poll_drain(cx, &mut self.network)).map_err(Broken::To)?;
         }
-        let sealed = ready!(self.poll_fill(cx, application, scratch, self.up.slots))?;
+        let sealed = ready!(self.poll_fill(cx, application, scratch))?;
         if sealed == 0 {
-            return Poll::Ready(self.end_up().map_err(|error| Broken::To(broken(error))));
+            return Poll::Ready(self.end_up());
         }
         let sent = self.up.kept.poll_send(cx, &mut self.network, &[IoSlice::new(&scratch[..sealed])]);
         if sent.is_pending() {
@@ -241,19 +238,13 @@ impl<S: Socket> Tunnel<S> {
         sent.map_err(Broken::To)
     }
 
-    fn end_up(&mut self) -> Result<(), Error> {
-        self.up.stage = self.up.stage.max_closing();
-        let mut out = Vec::new();
-        self.records.alert(AlertDescription::CloseNotify, &mut out)?;
-        self.up.kept.extend(&out);
-        Ok(())
+    fn end_up(&mut self) -> Result<(), Broken> {
+        self.up.stage = Stage::Closing;
+        self.records.alert(AlertDescription::CloseNotify, self.up.kept.tail()).map_err(unsealed)
     }
 
     fn update(&mut self) -> Result<(), Broken> {
-        let mut out = Vec::new();
-        self.records.update(&mut out).map_err(|error| Broken::To(broken(error)))?;
-        self.up.kept.extend(&out);
-        Ok(())
+        self.records.update(self.up.kept.tail()).map_err(unsealed)
     }
 
     /// Puts the incomplete record at the beginning of `scratch`; answers how long it is.
@@ -289,13 +280,7 @@ impl<S: Socket> Tunnel<S> {
         if !self.down.kept.is_empty() {
             self.down.slots = (self.down.slots / 2).max(1);
         }
-        match delivered {
-            Err(Broken::From(error)) => {
-                self.complain(cx, &error);
-                Poll::Ready(Err(Broken::From(error)))
-            }
-            other => Poll::Ready(other),
-        }
+        Poll::Ready(delivered)
     }
 
     /// Opens what is whole in `buffer`, gives it to the application, and keeps what is not.
@@ -335,7 +320,10 @@ impl<S: Socket> Tunnel<S> {
             }
         };
         self.give(cx, application, &pieces[..count])?;
-        outcome.map_err(|error| Broken::From(broken(error)))?;
+        if let Err(error) = outcome {
+            self.complain(cx, &error);
+            return Err(Broken::From(broken(error)));
+        }
         // Of an idle connection nothing is left.
         self.down.partial = if buffer.is_empty() { Vec::new() } else { buffer.to_vec() };
         Ok(())
@@ -355,21 +343,11 @@ impl<S: Socket> Tunnel<S> {
     }
 
     /// Tells the peer what is wrong with what it sent, if it can be told at once.
-    fn complain(&mut self, cx: &mut Context<'_>, error: &io::Error) {
-        let error = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>());
-        let Some(description) = error.and_then(records::alert_for) else { return };
+    fn complain(&mut self, cx: &mut Context<'_>, error: &Error) {
+        let Some(description) = records::alert_for(error) else { return };
         let mut out = Vec::new();
         if self.up.kept.is_empty() && self.records.alert(description, &mut out).is_ok() {
             let _ = Pin::new(&mut self.network).poll_write(cx, &out);
-        }
-    }
-}
-
-impl Stage {
-    const fn max_closing(self) -> Self {
-        match self {
-            Self::Copying | Self::Closing => Self::Closing,
-            Self::Done => Self::Done,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! TLS 1.3 handshakes by rustls' unbuffered connections: what comes after the handshake stays ours, and so do the keys.
 
-use std::io;
+use std::{io, ops::DerefMut};
 
 use rustls::{
     Error,
@@ -10,63 +10,47 @@ use rustls::{
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::super::records::{Records, Secrets};
+use super::super::records::{HEADER, MAX_PROTECTED, Records, Secrets};
 
-/// A record's header.
-const HEADER: usize = 5;
 /// What is read at a time: more than a flight has.
 const READ: usize = 4096;
 /// All that a peer may say before it is judged: a chain of the longest certificates, and what belongs to it.
 const MOST: usize = 48 * 1024;
 
-/// Either role's connection.
-pub(in super::super) trait Endpoint {
+/// Either role's connection; what both have in common it gives way to.
+pub(in super::super) trait Endpoint:
+    DerefMut<Target = UnbufferedConnectionCommon<Self::Data>>
+{
     /// What rustls keeps for the role.
     type Data;
 
     /// Goes on with what came.
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 
-    /// What both roles have.
-    fn common(&self) -> &UnbufferedConnectionCommon<Self::Data>;
-
     /// The keys, after the handshake.
     fn into_records(self) -> Result<Records, Error>;
 }
 
-impl Endpoint for UnbufferedClientConnection {
-    type Data = ClientConnectionData;
+/// rustls has a type for each role, with methods of the same names.
+macro_rules! endpoint {
+    ($connection:ty, $data:ty, $secrets:path) => {
+        impl Endpoint for $connection {
+            type Data = $data;
 
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
+            fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+                self.process_tls_records(incoming)
+            }
 
-    fn common(&self) -> &UnbufferedConnectionCommon<Self::Data> {
-        self
-    }
-
-    fn into_records(self) -> Result<Records, Error> {
-        let (keys, connection) = self.dangerous_into_kernel_connection()?;
-        Records::new(keys, Secrets::Client(connection))
-    }
+            fn into_records(self) -> Result<Records, Error> {
+                let (keys, connection) = self.dangerous_into_kernel_connection()?;
+                Records::new(keys, $secrets(connection))
+            }
+        }
+    };
 }
 
-impl Endpoint for UnbufferedServerConnection {
-    type Data = ServerConnectionData;
-
-    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
-        self.process_tls_records(incoming)
-    }
-
-    fn common(&self) -> &UnbufferedConnectionCommon<Self::Data> {
-        self
-    }
-
-    fn into_records(self) -> Result<Records, Error> {
-        let (keys, connection) = self.dangerous_into_kernel_connection()?;
-        Records::new(keys, Secrets::Server(connection))
-    }
-}
+endpoint!(UnbufferedClientConnection, ClientConnectionData, Secrets::Client);
+endpoint!(UnbufferedServerConnection, ServerConnectionData, Secrets::Server);
 
 /// What is left to do after a handshake.
 #[derive(Debug, Default)]
@@ -192,19 +176,16 @@ impl Incoming {
     }
 }
 
-/// The length of the first record. What is none is shown to rustls as it is, which says why.
+/// The length of the first record, once it is whole. What is none is shown to rustls as it is, which says why.
 fn record(bytes: &[u8]) -> Option<usize> {
-    let header = bytes.first_chunk::<HEADER>();
-    match (bytes.first(), header) {
-        (Some(first), None) if !(0x14..=0x17).contains(first) => Some(bytes.len()),
-        (_, None) => None,
-        (_, Some(header)) => {
-            let length = HEADER + usize::from(u16::from_be_bytes([header[3], header[4]]));
-            let sane = (0x14..=0x17).contains(&header[0]) && length <= HEADER + (1 << 14) + 256;
-            match (sane, bytes.len() >= length) {
-                (false, _) => Some(bytes.len()),
-                (true, whole) => whole.then_some(length),
-            }
-        }
+    // From a change of cipher spec to data (RFC 8446 §5.1).
+    if !(0x14..=0x17).contains(bytes.first()?) {
+        return Some(bytes.len());
     }
+    let header = bytes.first_chunk::<HEADER>()?;
+    let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+    if length > MAX_PROTECTED {
+        return Some(bytes.len());
+    }
+    (bytes.len() >= HEADER + length).then_some(HEADER + length)
 }

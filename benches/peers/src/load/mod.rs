@@ -4,7 +4,6 @@
 //! made once, and no allocation for a request or a chunk.
 
 mod bulk;
-mod check;
 mod connects;
 mod fixed;
 mod idle;
@@ -53,8 +52,6 @@ pub enum Load {
     Storm { rate: u32, connections: usize, size: usize, workers: usize, seconds: f64, warmup: f64 },
     /// Fixed work, one thing after another, for counting what it costs; every byte is verified
     Fixed { bytes_up: u64, bytes_down: u64, requests: u64, connects: u64 },
-    /// That bytes arrive unharmed, and that each direction closes by itself
-    Check,
 }
 
 /// Answer every load on one port, until killed.
@@ -133,7 +130,6 @@ fn drive(to: SocketAddr, load: &Load, threads: usize) -> anyhow::Result<Outcome>
         Load::Fixed { bytes_up, bytes_down, requests, connects } => {
             fixed::run(to, &fixed::Work { bytes_up, bytes_down, requests, connects })
         }
-        Load::Check => check::run(to),
         Load::Idle { .. } => bail!("idle connections are held, they have no outcome"),
     })
 }

@@ -3,10 +3,7 @@
 use std::{
     io::{self, ErrorKind, Read, Write},
     net::Shutdown,
-    sync::{
-        LazyLock,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::LazyLock,
 };
 
 use mio::net::TcpStream;
@@ -26,9 +23,6 @@ pub(super) static ANSWER: LazyLock<Vec<u8>> = LazyLock::new(|| {
 /// A request of the paced load.
 pub(super) const PACED_REQUEST: usize = 64;
 
-/// Bytes that came after the server had ended its own direction, of all connections.
-static LATE: AtomicU64 = AtomicU64::new(0);
-
 /// What a connection is for, by its first byte.
 enum Role {
     /// Not known yet: the first bytes so far
@@ -45,8 +39,6 @@ enum Role {
     Paced { size: u64 },
     /// `C`: one byte back, then FIN
     Connect,
-    /// `H`: FIN at once, then reads until FIN
-    Late,
 }
 
 /// What follows once everything owed is written.
@@ -178,9 +170,6 @@ impl Session {
                 *harmed |= !if *whole { pattern::is(bytes, before) } else { pattern::seems(bytes, before) };
             }
             Role::Echo => self.owe(bytes),
-            Role::Late => {
-                LATE.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            }
             Role::Source | Role::Connect | Role::Unknown { .. } => {}
         }
         Ok(())
@@ -227,15 +216,6 @@ impl Session {
             b'C' => {
                 self.owe(b"C");
                 // The server closes first, so that the client's ports are free again at once.
-                self.then = Then::Close;
-                Role::Connect
-            }
-            b'H' => {
-                self.then = Then::HalfClose;
-                Role::Late
-            }
-            b'L' => {
-                self.owe(&LATE.load(Ordering::Relaxed).to_le_bytes());
                 self.then = Then::Close;
                 Role::Connect
             }

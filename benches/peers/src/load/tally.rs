@@ -27,12 +27,6 @@ pub struct Outcome {
     pub p99_us: f64,
     pub p999_us: f64,
     pub max_us: f64,
-    /// From the beginning, warm-up included: what the CPU time of a whole run is divided by
-    pub all_bytes: u64,
-    /// From the beginning, warm-up included
-    pub all_operations: u64,
-    /// Connections that a storm made beside its requests, in the measured time
-    pub connects: u64,
     /// The first failures in words
     pub problems: Vec<String>,
 }
@@ -42,9 +36,6 @@ pub(super) struct Tally {
     pub(super) bytes: u64,
     pub(super) operations: u64,
     pub(super) failures: u64,
-    pub(super) all_bytes: u64,
-    pub(super) all_operations: u64,
-    connects: u64,
     latencies: Histogram<u64>,
     problems: Vec<String>,
 }
@@ -53,27 +44,16 @@ impl Tally {
     pub(super) fn new() -> Self {
         // Bounds that are allowed; and the whole range at once, so that nothing grows while the load runs.
         let latencies = Histogram::new_with_bounds(1, LONGEST, 3).unwrap_or_else(|_| unreachable!("they are allowed"));
-        Self {
-            bytes: 0,
-            operations: 0,
-            failures: 0,
-            all_bytes: 0,
-            all_operations: 0,
-            connects: 0,
-            latencies,
-            problems: Vec::new(),
-        }
+        Self { bytes: 0, operations: 0, failures: 0, latencies, problems: Vec::new() }
     }
 
     /// Counts bytes that moved.
     pub(super) fn moved(&mut self, bytes: usize, measured: bool) {
-        self.all_bytes += bytes as u64;
         self.bytes += if measured { bytes as u64 } else { 0 };
     }
 
     /// Counts an operation that succeeded.
     pub(super) fn succeeded(&mut self, took: Duration, measured: bool) {
-        self.all_operations += 1;
         if measured {
             self.operations += 1;
             self.took(took);
@@ -100,22 +80,18 @@ impl Tally {
 
     /// Adds what another thread counted.
     pub(super) fn add(&mut self, other: Self) {
-        let Self { bytes, operations, failures, all_bytes, all_operations, connects, latencies, problems } = other;
+        let Self { bytes, operations, failures, latencies, problems } = other;
         self.bytes += bytes;
         self.operations += operations;
         self.failures += failures;
-        self.all_bytes += all_bytes;
-        self.all_operations += all_operations;
-        self.connects += connects;
         // Both hold the same range, so nothing can fall out of it.
         let _ = self.latencies.add(latencies);
         problems.into_iter().for_each(|problem| self.tell(problem));
     }
 
-    /// Adds the connections that were made beside these requests; their times and bytes are not the requests'.
+    /// Adds the failures of what was done beside these requests; its times and bytes are not the requests'.
     pub(super) fn beside(&mut self, other: Self) {
         self.failures += other.failures;
-        self.connects += other.operations;
         other.problems.into_iter().for_each(|problem| self.tell(problem));
     }
 
@@ -132,9 +108,6 @@ impl Tally {
             p99_us: microseconds(0.99),
             p999_us: microseconds(0.999),
             max_us: self.latencies.max() as f64 / 1000.0,
-            all_bytes: self.all_bytes,
-            all_operations: self.all_operations,
-            connects: self.connects,
             problems: self.problems,
         }
     }
