@@ -53,8 +53,8 @@ fn probes(json: &str) -> Result<sidecar::Probes, String> {
     serde_json::from_str(json).map_err(|error| error.to_string())
 }
 
-/// One or two threads carry the data; health has its own.
-const MAX_WORKERS: usize = 2;
+/// One or two threads carry the data; what is told by the controller and asked of names goes by the main one.
+const MAX_SHARDS: usize = 2;
 /// Where resolvers listen.
 const DNS: u16 = 53;
 /// How long new callers are still welcome when the pod ends.
@@ -66,6 +66,7 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
     let everywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
     let loopback: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     let on = |addresses: [IpAddr; 2], port| addresses.map(|address| SocketAddr::new(address, port)).to_vec();
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let config = Config {
         inbound: on(everywhere, sidecar::INBOUND_PORT),
         outbound: on(loopback, sidecar::OUTBOUND_PORT),
@@ -83,14 +84,11 @@ pub(super) fn run(arguments: Arguments) -> anyhow::Result<()> {
         probes: arguments.probes,
         intercepted: Intercepted::OriginalDestination,
         drain_grace: DRAIN_GRACE,
+        shards: cores.clamp(1, MAX_SHARDS),
     };
     proxy::prepare_process();
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.clamp(1, MAX_WORKERS))
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;

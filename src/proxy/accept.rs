@@ -1,11 +1,11 @@
 //! The accept loops: they never spin, never end before they are told to, and bound what they let in.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{access::Record, inbound, limits::Limits, outbound, shared::Shared, sockets};
+use super::{access::Record, inbound, limits::Limits, outbound, shards::Shards, shared::Shared, sockets};
 use crate::{
     brief::Direction,
     refusal::{LimitDetail, Refusal},
@@ -21,13 +21,31 @@ pub(super) struct Acceptor {
     pub(super) shared: Arc<Shared>,
     /// Its bounds.
     pub(super) limits: Arc<Limits>,
-    /// Owns the connections' tasks.
+    /// Counts the connections' tasks.
     pub(super) tasks: TaskTracker,
+    /// What carries them.
+    pub(super) shards: Shards,
+    /// Which of those this is.
+    pub(super) index: usize,
 }
 
 impl Acceptor {
-    /// Accepts until `stop`.
-    pub(super) async fn run(self, listener: TcpListener, direction: Direction, stop: CancellationToken) {
+    /// Accepts on its shard until `stop`; `background` counts it.
+    pub(super) fn start(
+        self,
+        listener: std::net::TcpListener,
+        direction: Direction,
+        stop: &CancellationToken,
+        background: &TaskTracker,
+    ) -> io::Result<()> {
+        let handle = self.shards.handle(self.index).clone();
+        let _here = handle.enter();
+        let listener = TcpListener::from_std(listener)?;
+        background.spawn_on(self.run(listener, direction, stop.clone()), &handle);
+        Ok(())
+    }
+
+    async fn run(self, listener: TcpListener, direction: Direction, stop: CancellationToken) {
         let mut pause = PAUSE[0];
         loop {
             let accepted = tokio::select! {
@@ -64,21 +82,25 @@ impl Acceptor {
         };
         let shared = self.shared.clone();
         match direction {
-            Direction::Outbound => {
-                self.tasks.spawn(async move {
-                    outbound::serve(shared, stream, from).await;
-                    drop(place);
-                });
-            }
+            Direction::Outbound => self.carry(stream, move |stream| async move {
+                outbound::serve(shared, stream, from).await;
+                drop(place);
+            }),
             Direction::Inbound => match self.limits.handshake(from.ip()) {
                 Err(refusal) => refuse(stream, refusal),
-                Ok(pending) => {
-                    self.tasks.spawn(async move {
-                        inbound::serve(shared, stream, from, pending).await;
-                        drop(place);
-                    });
-                }
+                Ok(pending) => self.carry(stream, move |stream| async move {
+                    inbound::serve(shared, stream, from, pending).await;
+                    drop(place);
+                }),
             },
         }
+    }
+
+    fn carry<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        stream: TcpStream,
+        serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+    ) {
+        self.shards.carry(self.index, &self.tasks, stream, serve);
     }
 }

@@ -30,6 +30,7 @@ mod registry;
 mod relay;
 mod reprove;
 mod routes;
+mod shards;
 mod shared;
 mod sockets;
 mod sync;
@@ -44,7 +45,6 @@ use std::{
 };
 
 use anyhow::Context;
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
@@ -52,6 +52,7 @@ use self::{
     health::Health,
     limits::Limits,
     presented::Certificates,
+    shards::Shards,
     shared::{Shared, Surroundings},
 };
 pub use self::{
@@ -101,40 +102,43 @@ pub struct Config {
     pub intercepted: Intercepted,
     /// How long inbound connections are still accepted when the pod ends.
     pub drain_grace: Duration,
+    /// Threads that carry data; one at least.
+    pub shards: usize,
 }
 
 /// A proxy that holds its ports and serves nobody yet.
 #[derive(Debug)]
 pub struct Bound {
     config: Config,
-    inbound: Vec<std::net::TcpListener>,
-    outbound: Vec<std::net::TcpListener>,
+    /// Per address, one for each shard.
+    inbound: Vec<Vec<std::net::TcpListener>>,
+    outbound: Vec<Vec<std::net::TcpListener>>,
     health: Vec<std::net::TcpListener>,
     dns: dns::Listeners,
 }
 
 /// Takes every port; one that is taken already is an error here, not later.
 pub fn bind(config: Config) -> anyhow::Result<Bound> {
-    let inbound = sockets::listen_all(&config.inbound).context("inbound")?;
-    let outbound = sockets::listen_all(&config.outbound).context("outbound")?;
+    let inbound = sockets::listen_all_together(&config.inbound, config.shards).context("inbound")?;
+    let outbound = sockets::listen_all_together(&config.outbound, config.shards).context("outbound")?;
     let health = sockets::listen_all(&config.health).context("health")?;
     let dns = dns::Listeners::bind(&config.dns).context("dns")?;
     Ok(Bound { config, inbound, outbound, health, dns })
 }
 
-fn addresses(listeners: &[std::net::TcpListener]) -> Vec<SocketAddr> {
-    listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+fn addresses<'a>(listeners: impl IntoIterator<Item = &'a std::net::TcpListener>) -> Vec<SocketAddr> {
+    listeners.into_iter().filter_map(|listener| listener.local_addr().ok()).collect()
 }
 
 impl Bound {
     /// Where redirected connections from the network arrive.
     pub fn inbound(&self) -> Vec<SocketAddr> {
-        addresses(&self.inbound)
+        addresses(self.inbound.iter().filter_map(|shards| shards.first()))
     }
 
     /// Where redirected connections of the application arrive.
     pub fn outbound(&self) -> Vec<SocketAddr> {
-        addresses(&self.outbound)
+        addresses(self.outbound.iter().filter_map(|shards| shards.first()))
     }
 
     /// Where readiness, metrics and probes are.
@@ -171,6 +175,7 @@ impl Bound {
             presented_certificates,
             probes,
             intercepted,
+            shards,
             ..
         } = config;
         std::fs::create_dir_all(&state_dir).with_context(|| format!("cannot use {}", state_dir.display()))?;
@@ -186,14 +191,15 @@ impl Bound {
         let stop_inbound = stop.child_token();
         let connections = TaskTracker::new();
         let background = TaskTracker::new();
+        let (shards, threads) = Shards::start(shards, &stop).context("cannot start the threads that carry data")?;
         let limits = Arc::new(Limits::new(limits::descriptors()));
-        let acceptor = Acceptor { shared: shared.clone(), limits, tasks: connections.clone() };
-        for (listeners, direction, stop) in
+        let acceptor = Acceptor { shared: shared.clone(), limits, tasks: connections.clone(), shards, index: 0 };
+        for (together, direction, stop) in
             [(inbound, Direction::Inbound, &stop_inbound), (outbound, Direction::Outbound, &stop)]
         {
-            for listener in listeners {
-                let listener = TcpListener::from_std(listener)?;
-                background.spawn(acceptor.clone().run(listener, direction, stop.clone()));
+            for (index, listener) in together.into_iter().flat_map(|shards| shards.into_iter().enumerate()) {
+                let acceptor = Acceptor { index, ..acceptor.clone() };
+                acceptor.start(listener, direction, stop, &background)?;
             }
         }
         let guard = dns.serve(shared.clone());
@@ -214,6 +220,7 @@ impl Bound {
         stop.cancel();
         background.close();
         background.wait().await;
+        threads.ended().await;
         tracing::info!("proxy ended");
         Ok(())
     }

@@ -61,19 +61,54 @@ fn original(stream: &TcpStream, local: SocketAddr) -> Option<SocketAddr> {
 
 /// Binds a listener. IPv6 sockets never take IPv4 connections: each family has its own.
 pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = bound(address, false)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Binds `count` listeners of one address, among which the kernel deals its connections out (`SO_REUSEPORT`).
+///
+/// The first one takes the address for itself alone, so that one that is taken already is an error.
+fn listen_together(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
+    let first = bound(address, false)?;
+    first.set_reuse_port(true)?;
+    first.listen(BACKLOG)?;
+    let mut all = vec![std::net::TcpListener::from(first)];
+    let address = all[0].local_addr()?;
+    for _ in 1..count {
+        let next = bound(address, true)?;
+        next.listen(BACKLOG)?;
+        all.push(next.into());
+    }
+    Ok(all)
+}
+
+fn bound(address: SocketAddr, together: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(together)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    Ok(socket)
 }
 
 /// Binds all of `addresses`. An IPv6 address on a machine without IPv6 is left out; every other failure is one.
 pub(super) fn listen_all(addresses: &[SocketAddr]) -> io::Result<Vec<std::net::TcpListener>> {
+    every(addresses, listen)
+}
+
+/// Binds all of `addresses`, each `count` times: the listeners of one address stand together.
+pub(super) fn listen_all_together(
+    addresses: &[SocketAddr],
+    count: usize,
+) -> io::Result<Vec<Vec<std::net::TcpListener>>> {
+    every(addresses, |address| listen_together(address, count))
+}
+
+fn every<L>(addresses: &[SocketAddr], listen: impl Fn(SocketAddr) -> io::Result<L>) -> io::Result<Vec<L>> {
     let mut listeners = Vec::new();
     for &address in addresses {
         match listen(address) {

@@ -17,8 +17,13 @@ async fn a_port_that_is_taken_is_an_error_at_the_start() {
     config.health = vec![sidecar.health];
     config.inbound = vec![(sidecar.home.ip, 0).into()];
     config.outbound = vec![(sidecar.home.ip, 0).into()];
-    let error = proxy::bind(config).unwrap_err();
+    let error = proxy::bind(config.clone()).unwrap_err();
     assert!(format!("{error:#}").contains(&sidecar.health.to_string()), "{error:#}");
+    config.health = vec![(sidecar.home.ip, 0).into()];
+    config.inbound = vec![proxy::bind(config.clone()).unwrap().inbound()[0]];
+    let holder = proxy::bind(config.clone()).unwrap();
+    let error = proxy::bind(config).unwrap_err();
+    assert!(format!("{error:#}").contains(&holder.inbound()[0].to_string()), "{error:#}");
 }
 
 #[tokio::test]

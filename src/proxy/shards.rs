@@ -1,0 +1,174 @@
+//! The threads that carry data: each has a runtime and listeners of its own, and a connection stays where it began.
+//!
+//! The kernel deals connections out to the listeners by a hash, which is uneven for few of them: a shard that has more
+//! than its share gives a new connection to the one that has least, before anything was done for it.
+
+use std::{
+    future::Future,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+};
+
+use tokio::{
+    net::TcpStream,
+    runtime::{Builder, Handle, Runtime},
+};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{TaskTracker, task_tracker::TaskTrackerToken},
+};
+
+/// A shard may have a share more than the one with least: 1/4 of it.
+const SLACK: usize = 4;
+
+/// All threads of one proxy that carry data.
+#[derive(Clone, Debug)]
+pub(super) struct Shards(Arc<[Shard]>);
+
+#[derive(Debug)]
+struct Shard {
+    handle: Handle,
+    /// Connections that it carries.
+    open: Arc<AtomicUsize>,
+}
+
+/// The threads themselves; they end with the token that they were started with.
+#[derive(Debug)]
+pub(super) struct Threads(Vec<JoinHandle<()>>);
+
+/// A connection's place on a shard, left when dropped.
+#[derive(Debug)]
+struct Carried {
+    open: Arc<AtomicUsize>,
+    _tracked: TaskTrackerToken,
+}
+
+impl Drop for Carried {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Shards {
+    /// Starts `count` threads that run until `stop`; what is left then on a shard is dropped.
+    pub(super) fn start(count: usize, stop: &CancellationToken) -> io::Result<(Self, Threads)> {
+        let (mut shards, mut threads) = (Vec::new(), Vec::new());
+        for index in 0..count.max(1) {
+            let runtime = Builder::new_current_thread().enable_all().build()?;
+            shards.push(Shard { handle: runtime.handle().clone(), open: Arc::default() });
+            threads.push(spawn(index, runtime, stop.clone())?);
+        }
+        Ok((Self(shards.into()), Threads(threads)))
+    }
+
+    /// Where the shard `index` runs.
+    pub(super) fn handle(&self, index: usize) -> &Handle {
+        &self.0[index].handle
+    }
+
+    /// Serves a connection that the shard `index` accepted, there or where least is to do; `tasks` counts it.
+    pub(super) fn carry<F>(
+        &self,
+        index: usize,
+        tasks: &TaskTracker,
+        stream: TcpStream,
+        serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let to = self.choose(index);
+        let shard = &self.0[to];
+        shard.open.fetch_add(1, Ordering::Relaxed);
+        let carried = Carried { open: shard.open.clone(), _tracked: tasks.token() };
+        if to == index {
+            let served = serve(stream);
+            shard.handle.spawn(async move {
+                served.await;
+                drop(carried);
+            });
+            return;
+        }
+        let moved = stream.into_std();
+        shard.handle.spawn(async move {
+            // What cannot be taken over is closed, which is what would befall it at the first read.
+            match moved.and_then(TcpStream::from_std) {
+                Ok(stream) => serve(stream).await,
+                Err(error) => tracing::warn!(%error, "cannot take a connection over"),
+            }
+            drop(carried);
+        });
+    }
+
+    fn choose(&self, index: usize) -> usize {
+        let open = |shard: &Shard| shard.open.load(Ordering::Relaxed);
+        let own = open(&self.0[index]);
+        let least = self.0.iter().map(open).enumerate().min_by_key(|(_, open)| *open);
+        least.filter(|(_, least)| own > least + least / SLACK).map_or(index, |(other, _)| other)
+    }
+}
+
+fn spawn(index: usize, runtime: Runtime, stop: CancellationToken) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("shard-{index}")).spawn(move || runtime.block_on(stop.cancelled()))
+}
+
+impl Threads {
+    /// Waits for the end of all; their token must have been cancelled.
+    pub(super) async fn ended(self) {
+        let wait = || self.0.into_iter().for_each(|thread| drop(thread.join()));
+        // A thread that panicked has ended too.
+        let _ = tokio::task::spawn_blocking(wait).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    /// The threads on which `count` connections are served that all came in on one shard.
+    async fn spread(count: usize) -> Vec<String> {
+        let stop = CancellationToken::new();
+        let (shards, threads) = Shards::start(2, &stop).unwrap();
+        let (said, mut heard) = mpsc::unbounded_channel();
+        let tasks = TaskTracker::new();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for _ in 0..count {
+            let (_, accepted) =
+                tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async { listener.accept().await });
+            let said = said.clone();
+            shards.carry(0, &tasks, accepted.unwrap().0, |stream| async move {
+                said.send((std::thread::current().name().unwrap_or_default().to_owned(), stream.peer_addr().is_ok()))
+                    .unwrap();
+                std::future::pending().await
+            });
+        }
+        let mut names = vec![];
+        for _ in 0..count {
+            let (name, whole) = heard.recv().await.unwrap();
+            assert!(whole);
+            names.push(name);
+        }
+        assert_eq!(tasks.len(), count);
+        stop.cancel();
+        threads.ended().await;
+        assert_eq!(tasks.len(), 0, "what a shard carried ends with it");
+        names
+    }
+
+    #[tokio::test]
+    async fn connections_that_all_come_in_on_one_shard_are_carried_by_both() {
+        let names = spread(100).await;
+        let other = names.iter().filter(|name| *name == "shard-1").count();
+        assert!((40..=50).contains(&other), "{other} of 100");
+    }
+
+    #[tokio::test]
+    async fn a_shard_that_has_no_more_than_its_share_keeps_what_it_accepts() {
+        assert_eq!(spread(1).await, ["shard-0"]);
+    }
+}
