@@ -9,7 +9,7 @@ mod partner;
 pub(super) mod policy;
 mod scopes;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use rustls::crypto::{WebPkiSupportedAlgorithms, aws_lc_rs};
@@ -58,7 +58,7 @@ pub struct Verdict {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Proven {
     /// Whom it proves.
-    pub peer: Peer,
+    pub peer: Arc<Peer>,
     /// As in [`Verdict`].
     pub valid_until: Timestamp,
 }

@@ -106,7 +106,7 @@ pub(super) struct Proof {
 impl Proof {
     /// What a handshake at `now` proved, in which we showed what ends at `ours_until`.
     pub(super) fn new(proven: Proven, ours_until: Timestamp, now: Timestamp) -> Self {
-        let original = Arc::new(proven.peer);
+        let original = proven.peer;
         Self { latest: original.clone(), original, proven: now, until: proven.valid_until, ours_until }
     }
 
@@ -238,12 +238,12 @@ fn still_proven(
     partner: &PartnerIdentity,
     shown: Option<&Shown>,
     judge: &Judge,
-    again: impl FnOnce(&[CertificateDer<'_>]) -> Result<Peer, Refusal>,
+    again: impl FnOnce(&[CertificateDer<'_>]) -> Result<Arc<Peer>, Refusal>,
 ) -> Result<(), Refusal> {
     let scope = judge.partners.get(&partner.partner).ok_or(Refusal::NameOutOfScope)?;
     let shown = shown.ok_or(Refusal::NameOutOfScope)?;
     if !Arc::ptr_eq(scope, &shown.scope) {
-        match again(&shown.chain)? {
+        match &*again(&shown.chain)? {
             Peer::Partner(now) if now.partner == partner.partner => {}
             // Its names are another's now.
             Peer::Partner(_) | Peer::Server(_) => return Err(Refusal::NameOutOfScope),

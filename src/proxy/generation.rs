@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use rustls::{ClientConfig, ServerConfig};
 
 use super::{
+    chains::Chains,
     credentials::Leaf,
     judge::Judge,
     presented::Certificates,
@@ -139,7 +140,7 @@ impl Generation {
         let own_until = check_own_chain(&leaf, &anchors, now)?;
         let view = goes_on(&brief.cursor, View::of(scope)?, before)?;
         let partners = Partners::of(&brief, before.map(|before| &before.judge.partners))?;
-        let judge = Arc::new(Judge { brief, anchors, view, partners });
+        let judge = Arc::new(Judge { brief, anchors, view, partners, chains: Chains::default() });
         let making = Making { leaf: &leaf, judge: &judge, mounted, quotas };
         let plain = ServerTls::default();
         let mut servers = HashMap::new();

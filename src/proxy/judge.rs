@@ -1,9 +1,11 @@
 //! Who may talk with us, by the chain that it shows: the one judgement of handshakes and of every later look.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 
-use super::basis::Shown;
+use super::{basis::Shown, chains::Chains};
 use crate::{
     brief::Brief,
     identity::{DnsName, Peer, SpiffeId},
@@ -20,7 +22,7 @@ pub(super) struct Refused {
     /// The one reason.
     pub(super) reason: Refusal,
     /// Whom the verified certificate names; `None` where none was verified.
-    pub(super) proven: Option<Box<Peer>>,
+    pub(super) proven: Option<Arc<Peer>>,
 }
 
 impl From<Refusal> for Refused {
@@ -40,6 +42,8 @@ pub(super) struct Judge {
     pub(super) view: View,
     /// The partners that may call, or be called.
     pub(super) partners: Partners,
+    /// What the anchors vouched for already.
+    pub(super) chains: Chains,
 }
 
 impl Judge {
@@ -57,24 +61,24 @@ impl Judge {
         if let Chosen::Partner(partner) = chosen {
             before(partner)?;
         }
-        let proven = scopes.verdict(chosen, chain, now)?;
-        let current = match (&proven.peer, chosen) {
+        let proven = self.verdict(chosen, chain, now)?;
+        let current = match (&*proven.peer, chosen) {
             (Peer::Server(server), _) => self.view.judge(server, now),
             (Peer::Partner(partner), Chosen::Partner(scope)) => scope.view().judge_partner(partner, now),
             (Peer::Partner(_), Chosen::Internal) => Err(Refusal::NameOutOfScope),
         };
         match current.and_then(|()| self.brief.admit(&proven.peer, port)) {
             Ok(_) => Ok(proven),
-            Err(reason) => Err(Refused { reason, proven: Some(Box::new(proven.peer)) }),
+            Err(reason) => Err(Refused { reason, proven: Some(proven.peer) }),
         }
     }
 
     /// Judges whoever showed a certificate where it need not: a server of ours, or nobody.
     pub(super) fn known(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<Proven, Refused> {
-        let proven = self.scopes().verdict(Chosen::Internal, chain, now)?;
+        let proven = self.verdict(Chosen::Internal, chain, now)?;
         match proven.peer.server().map(|server| self.view.judge(server, now)) {
             Some(Ok(())) => Ok(proven),
-            Some(Err(reason)) => Err(Refused { reason, proven: Some(Box::new(proven.peer)) }),
+            Some(Err(reason)) => Err(Refused { reason, proven: Some(proven.peer) }),
             None => Err(Refusal::NameOutOfScope.into()),
         }
     }
@@ -88,8 +92,16 @@ impl Judge {
 
     /// Whom a caller's chain proves, in the one scope that `port` and its names choose.
     pub(super) fn proves(&self, chain: &[CertificateDer<'_>], port: u16, now: Timestamp) -> Result<Proven, Refusal> {
-        let scopes = self.scopes();
-        scopes.verdict(scopes.choose(chain, &self.brief.port(port)?.allow)?, chain, now)
+        self.verdict(self.scopes().choose(chain, &self.brief.port(port)?.allow)?, chain, now)
+    }
+
+    /// Whom a caller's chain proves in the scope that was chosen.
+    fn verdict(&self, chosen: Chosen<'_>, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<Proven, Refusal> {
+        let verify = || self.scopes().verdict(chosen, chain, now);
+        match chosen {
+            Chosen::Internal => self.chains.proven(chain, Role::Client, now, verify),
+            Chosen::Partner(_) => verify(),
+        }
     }
 
     fn scopes(&self) -> Scopes<'_> {
@@ -104,11 +116,13 @@ impl Judge {
         expected: &SpiffeId,
         now: Timestamp,
     ) -> Result<Proven, Refused> {
-        let verdict = verify::verdict(chain, Role::Server, &self.anchors, now)?;
-        let expected = verify::expect_server(&verdict.identity, expected);
-        match expected.and_then(|()| self.view.judge(&verdict.identity, now)) {
-            Ok(()) => Ok(verdict.into()),
-            Err(reason) => Err(Refused { reason, proven: Some(Box::new(Peer::Server(verdict.identity))) }),
+        let verify = || verify::verdict(chain, Role::Server, &self.anchors, now).map(Proven::from);
+        let proven = self.chains.proven(chain, Role::Server, now, verify)?;
+        let server = proven.peer.server().ok_or(Refusal::NameOutOfScope)?;
+        let expected = verify::expect_server(server, expected);
+        match expected.and_then(|()| self.view.judge(server, now)) {
+            Ok(()) => Ok(proven),
+            Err(reason) => Err(Refused { reason, proven: Some(proven.peer) }),
         }
     }
 
@@ -121,13 +135,13 @@ impl Judge {
         now: Timestamp,
     ) -> Result<Proven, Refused> {
         let proven = self.proves_edge(chain, partner, host, now)?;
-        let judged = match (&proven.peer, self.partners.get(partner)) {
+        let judged = match (&*proven.peer, self.partners.get(partner)) {
             (Peer::Partner(identity), Some(scope)) => scope.view().judge_partner(identity, now),
             (Peer::Partner(_) | Peer::Server(_), _) => Err(Refusal::NameOutOfScope),
         };
         match judged {
             Ok(()) => Ok(proven),
-            Err(reason) => Err(Refused { reason, proven: Some(Box::new(proven.peer)) }),
+            Err(reason) => Err(Refused { reason, proven: Some(proven.peer) }),
         }
     }
 
@@ -141,11 +155,11 @@ impl Judge {
     ) -> Result<Proven, Refused> {
         let scope = self.partners.get(partner).ok_or(Refusal::DestinationNotDeclared)?;
         let proven = scope.callee(chain, now)?;
-        match &proven.peer {
+        match &*proven.peer {
             Peer::Partner(partner) if partner.dns_names.contains(host) => Ok(proven),
             Peer::Partner(_) | Peer::Server(_) => {
                 let reason = Refusal::WrongServer(ServerDetail::DnsName);
-                Err(Refused { reason, proven: Some(Box::new(proven.peer)) })
+                Err(Refused { reason, proven: Some(proven.peer) })
             }
         }
     }

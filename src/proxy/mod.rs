@@ -6,6 +6,7 @@
 mod accept;
 mod access;
 mod basis;
+mod chains;
 mod channel;
 mod contacts;
 mod credentials;

@@ -1,5 +1,7 @@
 //! One partner's scope: its anchors alone, and they for its names alone.
 
+use std::sync::Arc;
+
 use base64::prelude::{BASE64_STANDARD, Engine};
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
@@ -140,7 +142,7 @@ impl Partner {
         if !self.pins.is_empty() && !self.pins.contains(&key) {
             return Err(Refusal::PinMismatch);
         }
-        Ok(Proven { peer: Peer::Partner(identity), valid_until })
+        Ok(Proven { peer: Arc::new(Peer::Partner(identity)), valid_until })
     }
 
     /// Every DNS name inside the domains, and one of the exact names where there are any.

@@ -289,7 +289,7 @@ impl<'a> Scopes<'a> {
 
 impl From<super::Verdict> for Proven {
     fn from(verdict: super::Verdict) -> Self {
-        Self { peer: Peer::Server(verdict.identity), valid_until: verdict.valid_until }
+        Self { peer: Arc::new(Peer::Server(verdict.identity)), valid_until: verdict.valid_until }
     }
 }
 

@@ -39,7 +39,7 @@ fn identity(server: &str, serial: u8, until: i64) -> Identity {
 /// Proven at second 100.
 fn proof(identity: Identity) -> Proof {
     let valid_until = identity.not_after;
-    Proof::new(Proven { peer: Peer::Server(identity), valid_until }, at(1_000), at(100))
+    Proof::new(Proven { peer: Arc::new(Peer::Server(identity)), valid_until }, at(1_000), at(100))
 }
 
 fn caller(server: &str, port: u16) -> Basis {
@@ -110,7 +110,13 @@ fn judge(issuers: &[&str], serials: &[&str], withdrawn: &[&str]) -> Judge {
         partners: vec![],
         web_roots: vec![],
     };
-    Judge { brief, anchors: Anchors::default(), view, partners: Partners::default() }
+    Judge {
+        brief,
+        anchors: Anchors::default(),
+        view,
+        partners: Partners::default(),
+        chains: crate::proxy::chains::Chains::default(),
+    }
 }
 
 fn table() -> Arc<Table> {
@@ -370,7 +376,11 @@ impl Side {
     fn shown_to(&self, judge: &Self, now: i64) -> Proof {
         let valid_until = at(self.until);
         let identity = Identity { not_after: valid_until, ..identity("pod", self.serial, self.until) };
-        Proof::new(Proven { peer: Peer::Server(identity), valid_until }, at(judge.until), at(now + judge.clock))
+        Proof::new(
+            Proven { peer: Arc::new(Peer::Server(identity)), valid_until },
+            at(judge.until),
+            at(now + judge.clock),
+        )
     }
 
     fn expire(&self, now: i64) -> usize {

@@ -169,7 +169,7 @@ fn judge(chain: &[CertificateDer<'_>], scopes: Vec<Scope>) -> Result<Peer, Refus
 fn caller(chain: &[CertificateDer<'_>], brief: &Brief, partners: &Partners) -> Result<Peer, Refusal> {
     let scopes = Scopes { ours: brief.identity.trust_domain(), internal: &Anchors::default(), partners };
     let chosen = scopes.choose(chain, &brief.ports[0].allow)?;
-    scopes.verdict(chosen, chain, now()).map(|proven| proven.peer)
+    scopes.verdict(chosen, chain, now()).map(|proven| Peer::clone(&proven.peer))
 }
 
 fn fabrikam(authority: &Authority) -> Scope {
