@@ -9,7 +9,10 @@ use std::{
 
 use tokio::sync::watch;
 
-use super::metrics::{Metrics, word};
+use super::{
+    metrics::{Metrics, word},
+    named::Called,
+};
 use crate::{
     brief::{Direction, MAX_REPORTED_REFUSALS, RefusedConnections},
     identity::{DnsName, Peer, SpiffeId},
@@ -43,6 +46,8 @@ pub(super) struct Record {
     pub(super) destination: Option<SocketAddr>,
     /// What the wire carries.
     pub(super) mode: &'static str,
+    /// The partner that was called.
+    pub(super) partner: Option<Called>,
     /// What the relay moved.
     pub(super) moved: Moved,
     /// Whether it was open and a rule ended it.
@@ -61,6 +66,7 @@ impl Record {
             presented: None,
             destination: None,
             mode: "none",
+            partner: None,
             moved: Moved::default(),
             cut: false,
         }
@@ -93,7 +99,7 @@ impl Record {
 
     /// Writes the record and counts it.
     pub(super) fn end(self, outcome: Result<(), Refusal>, metrics: &Metrics, refusals: &Refusals) {
-        let Self { direction, started, peer, names, presented, destination, mode, moved, cut } = self;
+        let Self { direction, started, peer, names, presented, destination, mode, partner: _, moved, cut } = self;
         metrics.moved(direction, moved.sent, moved.received);
         let destination = destination.map(|address| address.to_string()).unwrap_or_default();
         let port = destination.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or(0);

@@ -11,7 +11,8 @@ use super::{
     generation::Generation,
     metrics::mode_word,
     registry::Place,
-    relay, reprove,
+    relay::{self, Joined, Network},
+    reprove,
     shared::Shared,
     sockets,
     tls::{self, Secured},
@@ -31,16 +32,22 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, pending: Handshake) {
     let mut record = Record::begin(Direction::Inbound, from);
-    let outcome = converse(&shared, stream, pending, &mut record).await;
+    // What it takes to begin is much, and not kept as long as the connection lives.
+    let outcome = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
+        Ok(Some(joined)) => relay::carry(joined, &mut record).await,
+        Ok(None) => Ok(()),
+        Err(refusal) => Err(refusal),
+    };
     record.end(outcome, &shared.metrics, &shared.refusals);
 }
 
-async fn converse(
+/// `None` = it was no connection, but a proof, and is over.
+async fn establish(
     shared: &Arc<Shared>,
     stream: TcpStream,
     pending: Handshake,
     record: &mut Record,
-) -> Result<(), Refusal> {
+) -> Result<Option<Joined>, Refusal> {
     sockets::prepare(&stream, true).map_err(|_| Refusal::HandshakeFailed(HandshakeDetail::Malformed))?;
     let destination = shared.place.intercepted.destination(&stream)?;
     record.destination = Some(destination);
@@ -56,15 +63,15 @@ async fn converse(
         let place = anybody(shared, &generation, port, destination.port(), None)?;
         let address = SocketAddr::new(destination.ip(), port.target_port);
         let (application, place) = reach(shared, address, place, record).await?;
-        return relay::carry_plain(application, stream, place, record).await;
+        return Ok(Some(Joined { application, network: Network::Plain(stream), place }));
     }
     let (secured, place, target) = secure(shared, stream, &generation, port, destination.port(), record).await?;
     drop(pending);
     if secured.protocol.as_deref() == Some(ALPN_REPROVE) {
-        return reprove::answer(shared, secured.stream, place, record).await;
+        return reprove::answer(shared, secured.stream, place, record).await.map(|()| None);
     }
     let (application, place) = reach(shared, SocketAddr::new(destination.ip(), target), place, record).await?;
-    relay::carry_secured(application, secured.stream, place, record).await
+    Ok(Some(Joined { application, network: Network::Secured(secured.stream), place }))
 }
 
 /// Handshake, verdict, registration; and the local port where the application takes this caller's calls.

@@ -15,7 +15,9 @@ use super::{
     basis::{Basis, Proof},
     generation::Generation,
     metrics::mode_word,
-    outbound, relay,
+    outbound,
+    registry::Place,
+    relay::{Joined, Network},
     shared::Shared,
     sockets,
     tls::{self, Stream},
@@ -32,14 +34,14 @@ const MAX_ADDRESSES: usize = 4;
 /// How long looking up and dialling may take together.
 const DEADLINE: Duration = Duration::from_secs(12);
 
-/// Serves a connection of our application to `destination`, an address of the guard's.
+/// Joins a connection of our application to `destination`, an address of the guard's.
 pub(super) async fn call(
     shared: &Shared,
     generation: &Arc<Generation>,
     application: TcpStream,
     destination: SocketAddr,
     record: &mut Record,
-) -> Result<(), Refusal> {
+) -> Result<Joined, Refusal> {
     let host = shared.guard.named(destination.ip()).ok_or(Refusal::DestinationNotDeclared)?;
     record.peer = host.to_string();
     match generation.brief().named(&host, destination.port())? {
@@ -48,59 +50,43 @@ pub(super) async fn call(
             let network = reach(shared, &host, destination.port()).await?;
             let address = network.peer_addr().map_err(|_| Refusal::DialFailed)?;
             let basis = Basis::Host { host, address };
-            outbound::pass(shared, generation, (application, network), basis, record).await
+            outbound::pass(shared, generation, (application, network), basis, record)
         }
         Named::Edge(link) => {
             record.mode = mode_word(Mode::MutualTls);
             record.peer = format!("partner/{}", link.name);
-            let called = edge(shared, generation, application, (link, host, destination.port()), record).await;
-            if let Some(reason) = called.failed() {
-                shared.contacts.met(&link.name, Some(reason), telemetry::now());
-            }
-            called.outcome
+            record.partner = Some(Called { name: link.name.clone(), met: false });
+            let (stream, place) = secured(shared, generation, (link, host, destination.port()), record).await?;
+            shared.metrics.connected(Direction::Outbound, record.mode);
+            record.partner = Some(Called { name: link.name.clone(), met: true });
+            Ok(Joined { application, network: Network::Secured(stream), place })
         }
     }
 }
 
-/// How a call of a partner ended.
-struct Called {
-    outcome: Result<(), Refusal>,
-    /// Whether the partner was verified; what comes later is no news of whether it can be reached.
+/// A partner that was called.
+#[derive(Debug)]
+pub(super) struct Called {
+    name: String,
+    /// Whether it was verified; what comes later is no news of whether it can be reached.
     met: bool,
 }
 
-impl Called {
-    /// What is told of the partner, beside that it was verified.
-    fn failed(&self) -> Option<Refusal> {
-        match self.outcome {
-            // In TLS 1.3 a caller is let in or not after it has finished its own handshake.
-            Err(reason @ Refusal::PeerRefused(_)) => Some(reason),
-            // We did not call: that tells nothing of the partner.
-            Err(Refusal::Limit(_) | Refusal::PartnerSuspended | Refusal::PartnerExpired) => None,
-            Err(reason) if !self.met => Some(reason),
-            Ok(()) | Err(_) => None,
-        }
+/// Tells how calling a partner ended, where that says something of the partner beside that it was verified.
+pub(super) fn tell(shared: &Shared, record: &Record, outcome: Result<(), Refusal>) {
+    let Some(Called { name, met }) = &record.partner else { return };
+    let failed = match outcome {
+        // In TLS 1.3 a caller is let in or not after it has finished its own handshake.
+        Err(reason @ Refusal::PeerRefused(_)) => Some(reason),
+        // We did not call: that tells nothing of the partner.
+        Err(Refusal::Limit(_) | Refusal::PartnerSuspended | Refusal::PartnerExpired) => None,
+        Err(reason) if !met => Some(reason),
+        Ok(()) | Err(_) => None,
+    };
+    if failed.is_some() {
+        shared.contacts.met(name, failed, telemetry::now());
     }
 }
-
-async fn edge(
-    shared: &Shared,
-    generation: &Arc<Generation>,
-    application: TcpStream,
-    edge: (&PartnerLink, DnsName, u16),
-    record: &mut Record,
-) -> Called {
-    match secured(shared, generation, edge, record).await {
-        Err(reason) => Called { outcome: Err(reason), met: false },
-        Ok((stream, place)) => {
-            shared.metrics.connected(Direction::Outbound, record.mode);
-            let outcome = relay::carry_secured(application, stream, place, record).await;
-            Called { outcome, met: true }
-        }
-    }
-}
-
-type Partner = (Stream, super::registry::Place);
 
 /// Dials an edge of a partner, which must prove itself in its own scope, by the name that was dialled.
 async fn secured(
@@ -108,7 +94,7 @@ async fn secured(
     generation: &Arc<Generation>,
     (link, host, port): (&PartnerLink, DnsName, u16),
     record: &mut Record,
-) -> Result<Partner, Refusal> {
+) -> Result<(Stream, Place), Refusal> {
     let judge = &generation.judge;
     let partner = link.name.as_str();
     judge.partners.get(partner).ok_or(Refusal::DestinationNotDeclared)?.stands()?;

@@ -14,7 +14,7 @@ use super::{
     metrics::mode_word,
     named,
     registry::Place,
-    relay,
+    relay::{self, Joined, Network},
     shared::Shared,
     sockets,
     tls::{self, Secured},
@@ -29,11 +29,16 @@ use crate::{
 /// Serves one connection of our application to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
     let mut record = Record::begin(Direction::Outbound, from);
-    let outcome = converse(&shared, stream, &mut record).await;
+    // What it takes to begin is much, and not kept as long as the connection lives.
+    let outcome = match Box::pin(establish(&shared, stream, &mut record)).await {
+        Ok(joined) => relay::carry(joined, &mut record).await,
+        Err(refusal) => Err(refusal),
+    };
+    named::tell(&shared, &record, outcome);
     record.end(outcome, &shared.metrics, &shared.refusals);
 }
 
-async fn converse(shared: &Shared, application: TcpStream, record: &mut Record) -> Result<(), Refusal> {
+async fn establish(shared: &Shared, application: TcpStream, record: &mut Record) -> Result<Joined, Refusal> {
     sockets::prepare(&application, false).map_err(|_| Refusal::DialFailed)?;
     let destination = shared.place.intercepted.destination(&application)?;
     record.destination = Some(destination);
@@ -72,7 +77,7 @@ async fn egress(
     application: TcpStream,
     destination: SocketAddr,
     record: &mut Record,
-) -> Result<(), Refusal> {
+) -> Result<Joined, Refusal> {
     let basis = Basis::Egress { address: destination };
     still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
     record.mode = "egress";
@@ -85,23 +90,23 @@ async fn splice(
     application: TcpStream,
     destination: SocketAddr,
     basis: Basis,
-    record: &mut Record,
-) -> Result<(), Refusal> {
+    record: &Record,
+) -> Result<Joined, Refusal> {
     let network = sockets::dial(destination, true).await?;
-    pass(shared, generation, (application, network), basis, record).await
+    pass(shared, generation, (application, network), basis, record)
 }
 
-/// Relays what is called as it is.
-pub(super) async fn pass(
+/// Joins what is called as it is.
+pub(super) fn pass(
     shared: &Shared,
     generation: &Arc<Generation>,
     (application, network): (TcpStream, TcpStream),
     basis: Basis,
-    record: &mut Record,
-) -> Result<(), Refusal> {
+    record: &Record,
+) -> Result<Joined, Refusal> {
     let place = register(shared, generation, basis, |_| Ok(()))?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    relay::carry_plain(application, network, place, record).await
+    Ok(Joined { application, network: Network::Plain(network), place })
 }
 
 /// Dials the address that the application dialled; the certificate must name the declared server.
@@ -112,7 +117,7 @@ async fn mutual(
     destination: SocketAddr,
     (server, pod, config): (SpiffeId, Option<String>, Arc<ClientConfig>),
     record: &mut Record,
-) -> Result<(), Refusal> {
+) -> Result<Joined, Refusal> {
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
@@ -125,7 +130,7 @@ async fn mutual(
         current.judge.callee(&secured.chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
     })?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    relay::carry_secured(application, secured.stream, place, record).await
+    Ok(Joined { application, network: Network::Secured(secured.stream), place })
 }
 
 /// The handshake with whoever answers, and its verdict. Nothing of the application's goes further before that.

@@ -122,34 +122,44 @@ where
     (moved, if goodbye(application, carrier).await { End::Closed } else { end })
 }
 
-/// Relays over a TLS connection.
-pub(super) async fn carry_secured(
-    application: TcpStream,
-    stream: Stream,
-    place: Place,
-    record: &mut Record,
-) -> Result<(), Refusal> {
-    match stream {
-        Stream::Own(tunnel) => carry(application, tunnel, place, record).await,
-        Stream::Rustls(stream) => {
-            // Rare, and large beside the other.
-            Box::pin(carry(application, Box::new(Streams::new(*stream, Wire::Tls)), place, record)).await
+/// Two ends that may talk with each other.
+#[derive(Debug)]
+pub(super) struct Joined {
+    /// The application's end.
+    pub(super) application: TcpStream,
+    /// The other one.
+    pub(super) network: Network,
+    /// Among the open connections.
+    pub(super) place: Place,
+}
+
+/// The network side of a connection.
+#[derive(Debug)]
+pub(super) enum Network {
+    /// TLS.
+    Secured(Stream),
+    /// As the application writes it.
+    Plain(TcpStream),
+}
+
+/// Relays until both ends have ended, one broke or a rule ended it.
+pub(super) async fn carry(joined: Joined, record: &mut Record) -> Result<(), Refusal> {
+    let Joined { application, network, place } = joined;
+    match network {
+        Network::Secured(Stream::Own(tunnel)) => between(application, tunnel, place, record).await,
+        // Rare, and large beside the other.
+        Network::Secured(Stream::Rustls(stream)) => {
+            let carrier = Box::new(Streams::new(*stream, Wire::Tls));
+            Box::pin(between(application, carrier, place, record)).await
+        }
+        Network::Plain(network) => {
+            Box::pin(between(application, Box::new(Streams::new(network, Wire::Plain)), place, record)).await
         }
     }
 }
 
-/// Relays what is not protected.
-pub(super) async fn carry_plain(
-    application: TcpStream,
-    network: TcpStream,
-    place: Place,
-    record: &mut Record,
-) -> Result<(), Refusal> {
-    Box::pin(carry(application, Box::new(Streams::new(network, Wire::Plain)), place, record)).await
-}
-
 /// Relays over two sockets; unless both directions ended in order, both sides see a reset.
-async fn carry<C>(
+async fn between<C>(
     mut application: TcpStream,
     mut carrier: Box<C>,
     mut place: Place,

@@ -244,6 +244,7 @@ pub(super) struct Secured {
 }
 
 /// A TLS connection over a TCP socket.
+#[derive(Debug)]
 pub(super) enum Stream {
     /// By our own record layer: TLS 1.3.
     Own(Box<Tunnel<TcpStream>>),
