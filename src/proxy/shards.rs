@@ -53,6 +53,22 @@ impl Drop for Carried {
     }
 }
 
+/// A connection on its way to a shard.
+enum Given {
+    Here(TcpStream),
+    Moved(std::net::TcpStream),
+}
+
+impl Given {
+    /// On the thread that will carry it.
+    fn taken(self) -> io::Result<TcpStream> {
+        match self {
+            Self::Here(stream) => Ok(stream),
+            Self::Moved(stream) => TcpStream::from_std(stream),
+        }
+    }
+}
+
 impl Shards {
     /// Starts `count` threads that run until `stop`; what is left then on a shard is dropped.
     pub(super) fn start(count: usize, stop: &CancellationToken) -> io::Result<(Self, Threads)> {
@@ -84,19 +100,12 @@ impl Shards {
         let shard = &self.0[to];
         shard.open.fetch_add(1, Ordering::Relaxed);
         let carried = Carried { open: shard.open.clone(), _tracked: tasks.token() };
-        if to == index {
-            let served = serve(stream);
-            shard.handle.spawn(async move {
-                served.await;
-                drop(carried);
-            });
-            return;
-        }
-        let moved = stream.into_std();
+        let given = if to == index { Ok(Given::Here(stream)) } else { stream.into_std().map(Given::Moved) };
         shard.handle.spawn(async move {
-            // What cannot be taken over is closed, which is what would befall it at the first read.
-            match moved.and_then(TcpStream::from_std) {
+            // A future that is captured is kept beside the one that is awaited: so it is made in here.
+            match given.and_then(Given::taken) {
                 Ok(stream) => serve(stream).await,
+                // What cannot be taken over is closed, which is what would befall it at the first read.
                 Err(error) => tracing::warn!(%error, "cannot take a connection over"),
             }
             drop(carried);

@@ -91,13 +91,19 @@ where
                 outgoing.clear();
             }
             Ok(Next::Receive) => incoming.one_more(socket).await?,
-            Ok(Next::Done) => return Ok(Left { flight: outgoing, behind: incoming.bytes }),
+            Ok(Next::Done) => return Ok(Left { flight: kept(outgoing), behind: kept(incoming.bytes) }),
             Err(error) => {
                 tell(endpoint, &mut incoming, outgoing, socket).await;
                 return Err(io::Error::new(io::ErrorKind::InvalidData, error));
             }
         }
     }
+}
+
+/// `bytes`, and no room beside them: a connection has them for long.
+fn kept(mut bytes: Vec<u8>) -> Vec<u8> {
+    bytes.shrink_to_fit();
+    bytes
 }
 
 fn step<D>(state: ConnectionState<'_, '_, D>, outgoing: &mut Vec<u8>) -> Result<Next, Error> {
