@@ -11,11 +11,11 @@ use super::{
     generation::Generation,
     metrics::mode_word,
     registry::Place,
-    relay::{self, Joined, Network},
-    reprove,
+    relay::{self, Joined, Network, Resting},
+    reprove, sessions,
     shared::Shared,
     sockets,
-    tls::{self, Secured},
+    tls::{self, Secured, Stream},
 };
 use crate::{
     brief::{ALPN_REPROVE, Direction, Mode, Port},
@@ -33,12 +33,50 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, pending: Handshake) {
     let mut record = Record::begin(Direction::Inbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
-    let outcome = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
-        Ok(Some(joined)) => relay::carry(joined, &mut record).await,
-        Ok(None) => Ok(()),
-        Err(refusal) => Err(refusal),
+    let mut next = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
+        Ok(Some(joined)) => Some((joined, record)),
+        other => {
+            record.end(other.map(drop), &shared.metrics, &shared.refusals);
+            None
+        }
     };
-    record.end(outcome, &shared.metrics, &shared.refusals);
+    while let Some((joined, mut record)) = next.take() {
+        let destination = record.destination;
+        let (outcome, resting) = match relay::carry(joined, &mut record).await {
+            Ok(resting) => (Ok(()), resting),
+            Err(refusal) => (Err(refusal), None),
+        };
+        record.end(outcome, &shared.metrics, &shared.refusals);
+        if let Some((resting, destination)) = resting.zip(destination) {
+            next = Box::pin(again(&shared, resting, from, destination)).await;
+        }
+    }
+}
+
+/// The next connection on a session, judged as if it had just come; `None` = there is none, or whoever calls must shake
+/// hands anew. Nobody is told: it comes again at once.
+async fn again(
+    shared: &Shared,
+    resting: Resting,
+    from: SocketAddr,
+    destination: SocketAddr,
+) -> Option<(Joined, Record)> {
+    let Resting { mut tunnel, place: last } = sessions::next(shared, resting).await?;
+    let generation = last.under.upgrade().filter(|one| shared.generation().is_ok_and(|now| Arc::ptr_eq(one, &now)))?;
+    let Basis::Caller { proof, .. } = shared.registry.rests(&last)? else { return None };
+    generation.judge.stands(&proof, telemetry::now()).ok()?;
+    let mut record = Record::begin(Direction::Inbound, from);
+    record.destination = Some(destination);
+    record.mode = mode_word(Mode::MutualTls);
+    record.proven(&proof.original);
+    let came = Came { dialled: destination.port(), chain: &[], tls12: false };
+    let (place, target) = admitted(shared, &generation, came, proof).ok()?;
+    drop(last);
+    let address = SocketAddr::new(destination.ip(), target);
+    let (application, place) = reach(shared, address, place, &record).await.ok()?;
+    tunnel.mark().await.ok()?;
+    shared.metrics.resumed(Direction::Inbound);
+    Some((Joined { application, network: Network::Secured(Stream::Own(tunnel)), place }, record))
 }
 
 /// `None` = it was no connection, but a proof, and is over.
@@ -108,7 +146,8 @@ async fn secure(
             if proven.peer.server().is_none() && secured.protocol.is_some() {
                 return Err(Refusal::BadAlpn);
             }
-            admitted(shared, generation, Came { dialled, chain, tls12: secured.tls12 }, proven)?
+            let proof = Proof::new(proven, generation.own_until, telemetry::now());
+            admitted(shared, generation, Came { dialled, chain, tls12: secured.tls12 }, proof)?
         }
         (Mode::ServerTls | Mode::Plaintext, known) => {
             let known = known.map(|proven| (proven, chain));
@@ -132,15 +171,15 @@ fn admitted(
     shared: &Shared,
     generation: &Arc<Generation>,
     came: Came<'_>,
-    proven: Proven,
+    proof: Proof,
 ) -> Result<(Place, u16), Refusal> {
     let Came { dialled, chain, tls12 } = came;
-    let partner = partner_may(shared, generation, &proven.peer, tls12)?;
-    let admission = generation.brief().admit(&proven.peer, dialled)?;
+    let peer = proof.original.clone();
+    let partner = partner_may(shared, generation, &peer, tls12)?;
+    let admission = generation.brief().admit(&peer, dialled)?;
     let (own_port, mut target) = (admission.own_port, admission.target_port());
     let seat = partner.as_ref().map(|partner| shared.seat(generation, partner)).transpose()?;
-    let shown = generation.judge.shown(&proven.peer, chain, tls12);
-    let proof = Proof::new(proven, generation.own_until, telemetry::now());
+    let shown = generation.judge.shown(&peer, chain, tls12);
     let basis = Basis::Caller { proof, port: dialled, own_port, shown };
     let again = basis.clone();
     let mut place = shared.register(basis, generation, |current| {

@@ -5,7 +5,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use rustls_pki_types::CertificateDer;
 
-use super::{basis::Shown, chains::Chains};
+use super::{
+    basis::{Proof, Shown},
+    chains::Chains,
+};
 use crate::{
     brief::Brief,
     identity::{DnsName, Peer, SpiffeId},
@@ -81,6 +84,21 @@ impl Judge {
             Some(Err(reason)) => Err(Refused { reason, proven: Some(proven.peer) }),
             None => Err(Refusal::NameOutOfScope.into()),
         }
+    }
+
+    /// Whether what a server of ours has proven of itself still lets it begin anew: its chain under the anchors of this
+    /// same judge, and revocation as it is now.
+    pub(super) fn stands(&self, proof: &Proof, now: Timestamp) -> Result<(), Refusal> {
+        if now < proof.proven {
+            return Err(Refusal::NotYetValid);
+        }
+        if proof.until < now {
+            return Err(Refusal::Expired);
+        }
+        for peer in [&proof.original, &proof.latest] {
+            self.view.judge(peer.server().ok_or(Refusal::NameOutOfScope)?, now)?;
+        }
+        Ok(())
     }
 
     /// What is kept of the chain that `peer` showed: of partners alone.

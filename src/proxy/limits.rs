@@ -16,6 +16,8 @@ const MAX_PENDING: usize = 1024;
 const MAX_PENDING_PER_SOURCE: usize = 64;
 /// Descriptors kept back for the control channel, health and files.
 const RESERVED_DESCRIPTORS: usize = 64;
+/// Sessions that rest at a time.
+const MAX_SESSIONS: usize = 256;
 /// More than this many are never asked for.
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
@@ -27,9 +29,9 @@ pub(super) struct Limits {
 }
 
 impl Limits {
-    /// The bounds that `descriptors` allow: a relayed connection holds two.
+    /// The bounds that `descriptors` allow: a relayed connection holds two, a session that rests one.
     pub(super) fn new(descriptors: usize) -> Self {
-        let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2;
+        let connections = descriptors.saturating_sub(RESERVED_DESCRIPTORS + sessions(descriptors)) / 2;
         let handshakes = Handshakes::new(MAX_PENDING, MAX_PENDING_PER_SOURCE);
         Self { handshakes, connections: Arc::new(Semaphore::new(connections)) }
     }
@@ -43,6 +45,11 @@ impl Limits {
     pub(super) fn handshake(&self, source: IpAddr) -> Result<Handshake, Refusal> {
         self.handshakes.begin(source).ok_or(Refusal::Limit(LimitDetail::Pending))
     }
+}
+
+/// How many sessions of ours may rest, where there are `descriptors`.
+pub(super) fn sessions(descriptors: usize) -> usize {
+    (descriptors / 16).min(MAX_SESSIONS)
 }
 
 /// How many descriptors this process may hold.
@@ -70,7 +77,7 @@ mod tests {
 
     #[test]
     fn descriptors_are_kept_back_and_a_connection_counts_twice() {
-        let limits = Limits::new(RESERVED_DESCRIPTORS + 4);
+        let limits = Limits::new(RESERVED_DESCRIPTORS + 4 + sessions(RESERVED_DESCRIPTORS + 4));
         let _held = (limits.connection().unwrap(), limits.connection().unwrap());
         assert_eq!(limits.connection().unwrap_err(), Refusal::Limit(LimitDetail::Connections));
     }

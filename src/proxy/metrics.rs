@@ -53,6 +53,7 @@ pub(super) struct Metrics {
     registry: Registry,
     connections: Family<ModeLabels, Counter>,
     refusals: Family<ReasonLabels, Counter>,
+    resumed: Family<DirectionLabel, Counter>,
     open: Family<DirectionLabel, Gauge>,
     bytes: Family<BytesLabels, Counter>,
     handshakes: HandshakeFamily,
@@ -72,6 +73,7 @@ impl Default for Metrics {
             registry: Registry::default(),
             connections: Family::default(),
             refusals: Family::default(),
+            resumed: Family::default(),
             open: Family::default(),
             bytes: Family::default(),
             handshakes: Family::new_with_constructor(handshakes),
@@ -93,6 +95,7 @@ impl Metrics {
         let registry = &mut self.registry;
         registry.register("entente_connections", "Connections relayed", self.connections.clone());
         registry.register("entente_refusals", "Connections refused or ended by a rule", self.refusals.clone());
+        registry.register("entente_resumed", "Connections relayed without a handshake", self.resumed.clone());
         registry.register("entente_open_connections", "Open connections", self.open.clone());
         registry.register("entente_bytes", "Payload bytes relayed", self.bytes.clone());
         registry.register("entente_handshake_seconds", "Accept to verdict", self.handshakes.clone());
@@ -108,6 +111,11 @@ impl Metrics {
     /// A connection passed its checks.
     pub(super) fn connected(&self, direction: Direction, mode: &'static str) {
         self.connections.get_or_create(&ModeLabels { direction: word(direction), mode }).inc();
+    }
+
+    /// A connection came on the session of an earlier one.
+    pub(super) fn resumed(&self, direction: Direction) {
+        self.resumed.get_or_create(&DirectionLabel { direction: word(direction) }).inc();
     }
 
     /// A connection was refused or ended.

@@ -31,6 +31,7 @@ mod registry;
 mod relay;
 mod reprove;
 mod routes;
+mod sessions;
 mod shards;
 mod shared;
 mod sockets;

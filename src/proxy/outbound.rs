@@ -15,6 +15,7 @@ use super::{
     named,
     registry::Place,
     relay::{self, Joined, Network},
+    sessions,
     shared::Shared,
     sockets,
     tls::{self, Secured},
@@ -30,10 +31,15 @@ use crate::{
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
     let mut record = Record::begin(Direction::Outbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
-    let outcome = match Box::pin(establish(&shared, stream, &mut record)).await {
+    let carried = match Box::pin(establish(&shared, stream, &mut record)).await {
         Ok(joined) => relay::carry(joined, &mut record).await,
         Err(refusal) => Err(refusal),
     };
+    let outcome = carried.map(|resting| {
+        if let Some(resting) = resting {
+            sessions::rest(&shared, resting);
+        }
+    });
     named::tell(&shared, &record, outcome);
     record.end(outcome, &shared.metrics, &shared.refusals);
 }
@@ -121,6 +127,10 @@ async fn mutual(
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
+    if let Some((stream, place)) = sessions::resume(shared, generation, destination, &server, pod.as_deref()).await {
+        shared.metrics.connected(Direction::Outbound, record.mode);
+        return Ok(Joined { application, network: Network::Secured(stream), place });
+    }
     let network = sockets::dial(destination, true).await?;
     let secured = secure(shared, network, (name, config), record).await?;
     let verdict = secured.verdict.ok_or(Refusal::NoCertificate)?;

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::{
     basis::{Basis, Proof, still_admitted},
+    generation::Generation,
     judge::Judge,
     quotas::Seat,
     routes::Table,
@@ -35,13 +36,15 @@ struct Open {
     basis: Basis,
     /// Taken when the connection is ended.
     kill: Option<oneshot::Sender<Refusal>>,
+    /// No connection, but a session on which one was.
+    rests: bool,
 }
 
 impl Open {
     /// Whether it was still open.
     fn end(&mut self, reason: Refusal) -> bool {
         // The receiver is gone where the connection just ended by itself.
-        self.kill.take().is_some_and(|kill| kill.send(reason).is_ok())
+        self.kill.take().is_some_and(|kill| kill.send(reason).is_ok()) && !self.rests
     }
 }
 
@@ -61,6 +64,8 @@ pub(super) struct Place {
     pub(super) killed: oneshot::Receiver<Refusal>,
     /// Among the connections of its partner.
     pub(super) seat: Option<Seat>,
+    /// The generation that admitted it.
+    pub(super) under: Weak<Generation>,
 }
 
 impl Drop for Place {
@@ -106,8 +111,17 @@ impl Registry {
     pub(super) fn enter(self: &Arc<Self>, basis: Basis) -> Place {
         let (kill, killed) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(id, Open { basis, kill: Some(kill) });
-        Place { registry: self.clone(), id, killed, seat: None }
+        self.lock().insert(id, Open { basis, kill: Some(kill), rests: false });
+        Place { registry: self.clone(), id, killed, seat: None, under: Weak::new() }
+    }
+
+    /// The connection at `place` has ended and its session rests: it is counted no more, but cut as any other. Answers
+    /// what it rests on; `None` = it was cut.
+    pub(super) fn rests(&self, place: &Place) -> Option<Basis> {
+        let mut open = self.lock();
+        let open = open.get_mut(&place.id).filter(|open| open.kill.is_some())?;
+        open.rests = true;
+        Some(open.basis.clone())
     }
 
     /// Ends exactly the connections that `judge` and `routes` no longer admit; answers how many.
@@ -135,7 +149,7 @@ impl Registry {
     /// The pods by UID whose connections of ours are due for a proof at `now`.
     pub(super) fn due(&self, now: Timestamp) -> BTreeMap<String, Pair> {
         let mut pairs = BTreeMap::<String, Pair>::new();
-        for open in self.lock().values() {
+        for open in self.lock().values().filter(|open| !open.rests) {
             let Basis::Server { address, server, pod, proof: Some(proof), .. } = &open.basis else { continue };
             let Some(uid) = proof.original.pod_uid() else { continue };
             let share = renewal::share(proof.latest.serial());
@@ -185,9 +199,9 @@ impl Registry {
 
     /// How many are open, inbound and outbound.
     pub(super) fn count(&self) -> [usize; 2] {
-        let open = self.lock();
-        let inbound = open.values().filter(|open| open.basis.direction() == Direction::Inbound).count();
-        [inbound, open.len() - inbound]
+        let all = self.lock();
+        let of = |direction| all.values().filter(|one| !one.rests && one.basis.direction() == direction).count();
+        [of(Direction::Inbound), of(Direction::Outbound)]
     }
 }
 

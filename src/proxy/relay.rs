@@ -5,6 +5,7 @@
 //! one side to the other is a [`Carrier`]'s business: our own record layer's ([`tunnel`]), or any byte stream's
 //! ([`streams`]), which is what rustls does by itself.
 
+mod session;
 mod socket;
 mod streams;
 mod tunnel;
@@ -26,7 +27,7 @@ use tokio::{
 };
 
 use self::streams::{Streams, Wire};
-pub(super) use self::tunnel::Tunnel;
+pub(super) use self::{session::Resting, tunnel::Tunnel};
 use super::{
     access::{Moved, Record},
     registry::Place,
@@ -94,6 +95,11 @@ trait Carrier<A> {
     /// The error that may wait behind a pipe that broke.
     fn last_words(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Option<io::Error>;
 
+    /// Whether, after an orderly end, another connection may follow on the same network side.
+    fn rests(&self) -> bool {
+        false
+    }
+
     /// What an error of the network's means.
     fn end(&self, error: &io::Error) -> End;
 }
@@ -142,29 +148,35 @@ pub(super) enum Network {
     Plain(TcpStream),
 }
 
-/// Relays until both ends have ended, one broke or a rule ended it.
-pub(super) async fn carry(joined: Joined, record: &mut Record) -> Result<(), Refusal> {
+/// Relays until both ends have ended, one broke or a rule ended it. Answers the session where another connection may
+/// follow.
+pub(super) async fn carry(joined: Joined, record: &mut Record) -> Result<Option<Resting>, Refusal> {
     let Joined { application, network, place } = joined;
     match network {
-        Network::Secured(Stream::Own(tunnel)) => between(application, tunnel, place, record).await,
+        Network::Secured(Stream::Own(tunnel)) => {
+            let rest = between(application, tunnel, place, record).await?;
+            Ok(rest.map(|(tunnel, place)| Resting { tunnel, place }))
+        }
         // Rare, and large beside the other.
         Network::Secured(Stream::Rustls(stream)) => {
             let carrier = Box::new(Streams::new(*stream, Wire::Tls));
-            Box::pin(between(application, carrier, place, record)).await
+            Box::pin(between(application, carrier, place, record)).await.map(|_| None)
         }
         Network::Plain(network) => {
-            Box::pin(between(application, Box::new(Streams::new(network, Wire::Plain)), place, record)).await
+            let carrier = Box::new(Streams::new(network, Wire::Plain));
+            Box::pin(between(application, carrier, place, record)).await.map(|_| None)
         }
     }
 }
 
-/// Relays over two sockets; unless both directions ended in order, both sides see a reset.
+/// Relays over two sockets; unless both directions ended in order, both sides see a reset. Answers the network side
+/// where it rests.
 async fn between<C>(
     mut application: TcpStream,
     mut carrier: Box<C>,
     mut place: Place,
     record: &mut Record,
-) -> Result<(), Refusal>
+) -> Result<Option<(Box<C>, Place)>, Refusal>
 where
     C: Carrier<TcpStream> + Underlying,
 {
@@ -173,10 +185,13 @@ where
     match end {
         End::Closed => {
             sockets::end_cleanly(&application);
+            if carrier.rests() {
+                return Ok(Some((carrier, place)));
+            }
             sockets::end_cleanly(carrier.socket());
-            Ok(())
+            Ok(None)
         }
-        End::Reset => Ok(()),
+        End::Reset => Ok(None),
         End::Refused(refusal) => Err(refusal),
         End::Cut(refusal) => {
             record.cut = true;

@@ -3,14 +3,12 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::{
     access::Refusals,
@@ -19,11 +17,13 @@ use super::{
     credentials::{self, Leaf},
     dns::Guard,
     generation::{Generation, GenerationError, Readiness},
+    limits,
     metrics::Metrics,
     presented::Certificates,
     quotas::{Quotas, Seat},
     registry::{self, Place, Registry},
     routes::Routes,
+    sessions::Sessions,
     sockets::Intercepted,
 };
 use crate::{
@@ -42,9 +42,12 @@ pub(super) struct Shared {
     leaf: watch::Sender<Option<Arc<Leaf>>>,
     /// Wakes whoever keeps our certificate fresh.
     pub(super) renew: Notify,
-    draining: AtomicBool,
+    /// Cancelled when the pod ends.
+    pub(super) draining: CancellationToken,
     /// Open connections.
     pub(super) registry: Arc<Registry>,
+    /// Sessions of ours that rest.
+    pub(super) sessions: Sessions,
     /// Where declared servers live.
     pub(super) routes: Routes,
     /// What the application is told of names.
@@ -90,8 +93,9 @@ impl Shared {
             turn: Mutex::default(),
             leaf: watch::Sender::new(None),
             renew: Notify::new(),
-            draining: AtomicBool::new(false),
+            draining: CancellationToken::new(),
             registry: Arc::default(),
+            sessions: Sessions::new(limits::sessions(limits::descriptors())),
             routes: Routes::default(),
             guard: Guard::new(&place.resolvers, &place.search, &place.pod_ips),
             metrics: Metrics::default(),
@@ -109,12 +113,12 @@ impl Shared {
 
     /// Whether peers can be judged and new ones are welcome.
     pub(super) fn is_ready(&self) -> bool {
-        !self.draining.load(Ordering::Relaxed) && self.generation().is_ok()
+        !self.draining.is_cancelled() && self.generation().is_ok()
     }
 
     /// From now on readiness is off.
     pub(super) fn start_draining(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.cancel();
     }
 
     /// Our certificate, which may not be in force yet.
@@ -222,7 +226,9 @@ impl Shared {
         generation: &Arc<Generation>,
         again: impl FnOnce(&Generation) -> Result<(), Refusal>,
     ) -> Result<Place, Refusal> {
-        registry::admit(|| self.registry.enter(basis), generation, || self.generation(), again)
+        let mut place = registry::admit(|| self.registry.enter(basis), generation, || self.generation(), again)?;
+        place.under = Arc::downgrade(generation);
+        Ok(place)
     }
 
     /// Refuses destinations that are the proxy itself.

@@ -45,7 +45,7 @@ use super::{
     sockets,
 };
 use crate::{
-    brief::{ALPN, ALPN_REPROVE, Port, ServerTls},
+    brief::{ALPN, ALPN_REPROVE, ALPN_SESSIONS, Port, ServerTls},
     identity::{DnsName, SpiffeId},
     pki::verify::Proven,
     refusal::{AlertDetail, ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
@@ -110,7 +110,8 @@ pub(super) fn mutual(making: Making<'_>, port: &Port) -> Result<Arc<ServerConfig
     let tls12 = links().any(|link| link.tls12);
     let mut config = server_config(versions(tls12), Arc::new(caller), Arc::new(names))?;
     // A client without ALPN passes, one that insists on another protocol does not: rustls' rule is ours.
-    config.alpn_protocols = vec![ALPN.to_vec(), ALPN_REPROVE.to_vec()];
+    let sessions = config.enable_secret_extraction.then_some(ALPN_SESSIONS);
+    config.alpn_protocols = sessions.into_iter().chain([ALPN, ALPN_REPROVE]).map(<[u8]>::to_vec).collect();
     Ok(Arc::new(config))
 }
 
@@ -140,7 +141,9 @@ fn versions(tls12: bool) -> &'static [&'static SupportedProtocolVersion] {
 pub(super) fn dial(leaf: &Leaf, judge: &Arc<Judge>, expected: SpiffeId) -> Result<Arc<ClientConfig>, TlsError> {
     let callee = Callee { judge: judge.clone(), expected };
     let mut config = client_config(versions(false), Arc::new(callee), Some(leaf.certified.clone()))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    // Our own record layer knows where a connection ends that another may follow.
+    let sessions = config.enable_secret_extraction.then_some(ALPN_SESSIONS);
+    config.alpn_protocols = sessions.into_iter().chain([ALPN]).map(<[u8]>::to_vec).collect();
     Ok(Arc::new(config))
 }
 
@@ -312,7 +315,8 @@ fn own<E: Endpoint>(
     let chain = endpoint.peer_certificates().unwrap_or_default().to_vec();
     let protocol = endpoint.alpn_protocol().map(<[u8]>::to_vec);
     let records = endpoint.into_records().map_err(|error| unusable(&error))?;
-    let stream = Stream::Own(Box::new(Tunnel::new(stream, records, left.flight, left.behind)));
+    let session = protocol.as_deref() == Some(ALPN_SESSIONS);
+    let stream = Stream::Own(Box::new(Tunnel::new(stream, records, (left.flight, left.behind), session)));
     Ok(Secured { stream, verdict, chain, protocol, tls12: false })
 }
 

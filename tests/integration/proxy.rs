@@ -14,4 +14,5 @@ mod probes;
 mod refusals;
 mod revocation;
 mod scale;
+mod sessions;
 mod views;

@@ -97,7 +97,7 @@ fn opened(ours: &mut Records, wire: &[u8], out: &mut Vec<u8>) -> Result<Vec<u8>,
         match ours.open(record)? {
             Opened::Data(data) => all.extend_from_slice(data),
             Opened::UpdateRequested => ours.update(out)?,
-            Opened::Nothing | Opened::Closed => {}
+            Opened::Nothing | Opened::Mark | Opened::Closed => {}
         }
         rest = behind;
     }

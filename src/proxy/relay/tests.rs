@@ -115,8 +115,8 @@ async fn bytes_pass_two_tunnels_whole_both_ways_whatever_the_sizes_of_the_stream
         let (network, far) = duplex(wire);
         let (mut server, mut beyond) = duplex(right);
         let (ours, theirs) = ends();
-        let mut calling = Tunnel::new(network, ours, vec![], vec![]);
-        let mut called = Tunnel::new(far, theirs, vec![], vec![]);
+        let mut calling = Tunnel::new(network, ours, Default::default(), false);
+        let mut called = Tunnel::new(far, theirs, Default::default(), false);
         let (_kill, mut killed) = oneshot::channel();
         let (_kill_too, mut killed_too) = oneshot::channel();
         let script = async {
@@ -151,7 +151,7 @@ async fn a_tunnel_whose_wire_is_cut_is_truncated_and_not_at_its_end() {
     let (network, mut far) = duplex(1024);
     let (ours, _) = ends();
     let (_kill, mut killed) = oneshot::channel();
-    let mut tunnel = Tunnel::new(network, ours, b"the last flight, ".to_vec(), vec![]);
+    let mut tunnel = Tunnel::new(network, ours, (b"the last flight, ".to_vec(), vec![]), false);
     application.write_all(b"data").await.unwrap();
     let script = async {
         let mut first = vec![0; 17];
@@ -162,4 +162,75 @@ async fn a_tunnel_whose_wire_is_cut_is_truncated_and_not_at_its_end() {
     let ((), (moved, end)) = tokio::join!(script, relay(&mut near, &mut tunnel, LIMIT, &mut killed));
     assert_eq!(moved.sent, 4);
     assert_eq!(end, End::Refused(Refusal::Truncated));
+}
+
+#[tokio::test]
+async fn on_a_session_one_connection_follows_the_other_once_it_is_accepted() {
+    let (network, far) = duplex(100_000);
+    let (ours, theirs) = ends();
+    let mut calling = Tunnel::new(network, ours, Default::default(), true);
+    let mut called = Tunnel::new(far, theirs, Default::default(), true);
+    for turn in 0..100_u8 {
+        let (mut application, mut near) = duplex(5);
+        let (mut server, mut beyond) = duplex(7);
+        let (_kill, mut killed) = oneshot::channel();
+        let (_kill_too, mut killed_too) = oneshot::channel();
+        let script = async {
+            // Every second one says nothing at all.
+            let word = vec![turn; usize::from(turn % 2) * 300];
+            let say = async {
+                application.write_all(&word).await.unwrap();
+                application.shutdown().await.unwrap();
+            };
+            let mut there = vec![];
+            tokio::join!(say, async { server.read_to_end(&mut there).await.unwrap() });
+            assert_eq!(there, word);
+            server.shutdown().await.unwrap();
+            assert_eq!(application.read(&mut [0]).await.unwrap(), 0);
+        };
+        let (here, there, ()) = tokio::join!(
+            relay(&mut near, &mut calling, LIMIT, &mut killed),
+            relay(&mut beyond, &mut called, LIMIT, &mut killed_too),
+            script
+        );
+        assert_eq!((here.1, there.1), (End::Closed, End::Closed));
+        assert_eq!(here.0.sent, u64::from(turn % 2) * 300);
+        assert!(Carrier::<DuplexStream>::rests(&calling) && Carrier::<DuplexStream>::rests(&called));
+        calling.mark().await.unwrap();
+        called.marked().await.unwrap();
+        called.mark().await.unwrap();
+        calling.marked().await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_session_on_which_something_else_than_a_beginning_comes_is_over() {
+    for word in [&b"nobody accepted this"[..], b""] {
+        let (network, mut far) = duplex(100_000);
+        let (ours, mut theirs) = ends();
+        let mut resting = Tunnel::new(network, ours, Default::default(), true);
+        let mut out = vec![];
+        if word.is_empty() {
+            theirs.alert(rustls::AlertDescription::CloseNotify, &mut out).unwrap();
+        } else {
+            theirs.say(rustls::ContentType::ApplicationData, word, &mut out).unwrap();
+        }
+        far.write_all(&out).await.unwrap();
+        assert!(resting.marked().await.is_err());
+    }
+}
+
+#[tokio::test]
+async fn the_wire_that_is_cut_in_the_middle_of_a_connection_is_no_end_of_it_on_a_session_either() {
+    let (_application, mut near) = duplex(1024);
+    let (network, mut far) = duplex(1024);
+    let (ours, mut theirs) = ends();
+    let mut carrier = Tunnel::new(network, ours, Default::default(), true);
+    let mut out = vec![];
+    theirs.say(rustls::ContentType::ApplicationData, b"and then", &mut out).unwrap();
+    far.write_all(&out).await.unwrap();
+    drop(far);
+    let (_kill, mut killed) = oneshot::channel();
+    let (moved, end) = relay(&mut near, &mut carrier, LIMIT, &mut killed).await;
+    assert_eq!((moved.received, end), (8, End::Refused(Refusal::Truncated)));
 }

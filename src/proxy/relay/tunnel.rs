@@ -7,11 +7,8 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustls::{AlertDescription, ContentType, Error};
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadBuf},
-    net::TcpStream,
-};
+use rustls::{AlertDescription, Error};
+use tokio::{io::ReadBuf, net::TcpStream};
 
 use super::{
     super::{
@@ -34,11 +31,13 @@ const PIECES: usize = 32;
 /// A connection to a peer, handshake done.
 #[derive(Debug)]
 pub(in super::super) struct Tunnel<S> {
-    network: S,
-    records: Records,
+    pub(super) network: S,
+    pub(super) records: Records,
     up: Up,
-    down: Down,
+    pub(super) down: Down,
     moved: Moved,
+    /// Whether marks are where a connection begins and ends, so that another may follow.
+    session: bool,
 }
 
 /// From the application to the peer.
@@ -54,21 +53,32 @@ struct Up {
 
 /// From the peer to the application.
 #[derive(Debug)]
-struct Down {
+pub(super) struct Down {
     /// Opened, and not taken yet.
     kept: Kept,
     slots: usize,
     /// The beginning of a record whose end has not come.
-    partial: Vec<u8>,
+    pub(super) partial: Vec<u8>,
     stage: Stage,
 }
 
 impl<S> Tunnel<S> {
-    /// After a handshake: what of it is still to be sent, and what came behind it.
-    pub(in super::super) fn new(network: S, records: Records, flight: Vec<u8>, behind: Vec<u8>) -> Self {
+    /// The next connection begins.
+    pub(super) fn restart(&mut self) {
+        (self.up.stage, self.down.stage, self.moved) = (Stage::Copying, Stage::Copying, Moved::default());
+    }
+
+    /// After a handshake: what of it is still to be sent, and what came behind it. On a `session` one connection may
+    /// follow the other; the first one begins by itself.
+    pub(in super::super) fn new(
+        network: S,
+        records: Records,
+        (flight, behind): (Vec<u8>, Vec<u8>),
+        session: bool,
+    ) -> Self {
         let up = Up { first: !flight.is_empty(), kept: flight.into(), slots: FIRST_SLOTS, stage: Stage::Copying };
         let down = Down { kept: Kept::default(), slots: FIRST_SLOTS, partial: behind, stage: Stage::Copying };
-        Self { network, records, up, down, moved: Moved::default() }
+        Self { network, records, up, down, moved: Moved::default(), session }
     }
 }
 
@@ -78,19 +88,7 @@ impl Underlying for Tunnel<TcpStream> {
     }
 }
 
-impl Tunnel<TcpStream> {
-    /// Says `word` and the end of our direction, and waits until the peer has ended its own.
-    pub(in super::super) async fn say_last(&mut self, word: &[u8]) -> io::Result<()> {
-        let mut out = Vec::new();
-        self.records.say(ContentType::ApplicationData, word, &mut out).map_err(broken)?;
-        self.records.alert(AlertDescription::CloseNotify, &mut out).map_err(broken)?;
-        self.network.write_all(&out).await?;
-        self.network.shutdown().await?;
-        self.network.read(&mut [0; 64]).await.map(drop)
-    }
-}
-
-fn broken(error: Error) -> io::Error {
+pub(super) fn broken(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
@@ -115,7 +113,9 @@ impl<A: Socket, S: Socket> Carrier<A> for Tunnel<S> {
             ready!(self.up.kept.poll_drain(cx, &mut self.network)).map_err(Broken::To)?;
         }
         if self.up.stage == Stage::Closing {
-            ready!(Pin::new(&mut self.network).poll_shutdown(cx)).map_err(Broken::To)?;
+            if !self.session {
+                ready!(Pin::new(&mut self.network).poll_shutdown(cx)).map_err(Broken::To)?;
+            }
             self.up.stage = Stage::Done;
         }
         Poll::Ready(Ok(()))
@@ -150,6 +150,10 @@ impl<A: Socket, S: Socket> Carrier<A> for Tunnel<S> {
 
     fn owes(&self) -> bool {
         !self.up.kept.is_empty() || !self.down.kept.is_empty()
+    }
+
+    fn rests(&self) -> bool {
+        self.session && !self.records.is_worn()
     }
 
     fn last_words(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Option<io::Error> {
@@ -240,7 +244,10 @@ impl<S: Socket> Tunnel<S> {
 
     fn end_up(&mut self) -> Result<(), Broken> {
         self.up.stage = Stage::Closing;
-        self.records.alert(AlertDescription::CloseNotify, self.up.kept.tail()).map_err(unsealed)
+        let out = self.up.kept.tail();
+        let said =
+            if self.session { self.records.mark(out) } else { self.records.alert(AlertDescription::CloseNotify, out) };
+        said.map_err(unsealed)
     }
 
     fn update(&mut self) -> Result<(), Broken> {
@@ -309,9 +316,17 @@ impl<S: Socket> Tunnel<S> {
                     pieces[count] = IoSlice::new(data);
                     count += 1;
                 }
-                Ok(Opened::Nothing) => {}
+                Ok(Opened::Mark) if self.session => {
+                    // What is behind it belongs to the next connection.
+                    self.records.marked();
+                    self.down.stage = Stage::Closing;
+                    break Ok(());
+                }
+                Ok(Opened::Nothing | Opened::Mark) => {}
                 Ok(Opened::UpdateRequested) => self.update()?,
                 Ok(Opened::Closed) => {
+                    // No other connection follows.
+                    self.session = false;
                     self.down.stage = Stage::Closing;
                     buffer = &mut [];
                     break Ok(());

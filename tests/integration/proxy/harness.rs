@@ -362,6 +362,14 @@ pub(super) enum Seen {
     Reset,
 }
 
+/// Says `word` and reads to the end. A reset may be there before the word, and is told only once.
+pub(super) async fn say_and_read_out(stream: &mut TcpStream, word: &[u8]) -> (Vec<u8>, Seen) {
+    match stream.write_all(word).await {
+        Ok(()) => read_out(stream).await,
+        Err(_) => (vec![], Seen::Reset),
+    }
+}
+
 /// Reads to the end; answers what came, and how it ended.
 pub(super) async fn read_out(stream: &mut TcpStream) -> (Vec<u8>, Seen) {
     let mut all = vec![];

@@ -11,7 +11,7 @@ use tokio::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use super::harness::{PORT, Plan, Seen, Sidecar, address, control, read_out};
+use super::harness::{PORT, Plan, Seen, Sidecar, address, control, read_out, say_and_read_out};
 use crate::support::{
     applications::{Application, Behaviour},
     control::Server,
@@ -265,8 +265,7 @@ async fn a_wrong_server_gets_no_byte_of_the_call() {
         let id = control.domain.id("server");
         let client = Plan::new(&control, "client", address()).calls(there, &id, Mode::MutualTls).start().await;
         let mut stream = client.open(0).await;
-        let _ = stream.write_all(b"the secret").await;
-        assert_eq!(read_out(&mut stream).await.1, Seen::Reset, "{reason}");
+        assert_eq!(say_and_read_out(&mut stream, b"the secret").await.1, Seen::Reset, "{reason}");
         client.refused("outbound", reason, 1).await;
         assert!(!soon("impostor done", heard).await.unwrap(), "{reason}: a byte arrived");
     }
@@ -284,8 +283,7 @@ async fn what_the_far_proxy_refuses_is_a_reset_here_and_called_peer_refused() {
     // A reset could overtake the alert that says why: each of many dials must learn it.
     for _ in 0..DIALS {
         let mut stream = stranger.open(0).await;
-        let _ = stream.write_all(b"let me in").await;
-        assert_eq!(read_out(&mut stream).await, (vec![], Seen::Reset));
+        assert_eq!(say_and_read_out(&mut stream, b"let me in").await, (vec![], Seen::Reset));
     }
     stranger.refused("outbound", "PeerRefused", DIALS).await;
     guarded.server.refused("inbound", "NotInTopology", DIALS).await;
