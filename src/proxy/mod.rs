@@ -13,6 +13,9 @@ mod dns;
 mod drain;
 mod enrol;
 mod expiry;
+#[cfg(feature = "gate")]
+#[doc(hidden)]
+pub mod gate;
 mod generation;
 mod health;
 mod inbound;
