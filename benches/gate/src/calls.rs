@@ -23,6 +23,9 @@ use crate::{
     },
 };
 
+/// How often everything is counted.
+const TRIES: usize = 5;
+
 /// What is counted.
 pub(crate) struct Measure {
     /// Its name in the baseline.
@@ -38,7 +41,7 @@ pub(crate) struct Measure {
 /// All that is counted.
 pub(crate) const COUNTED: &[Measure] = &[
     Measure { name: "request", load: Load::Requests, times: 1000, tolerance: 2.0 },
-    Measure { name: "connection", load: Load::Connections, times: 200, tolerance: 4.0 },
+    Measure { name: "connection", load: Load::Connections, times: 200, tolerance: 1.5 },
     Measure { name: "MiB to the server", load: Load::Up, times: 256, tolerance: 25.0 },
     Measure { name: "MiB to the client", load: Load::Down, times: 256, tolerance: 25.0 },
 ];
@@ -58,10 +61,19 @@ pub(crate) fn idle(folder: &Path) -> anyhow::Result<Calls> {
     run(folder, Load::Connections, 0)
 }
 
-/// System calls of both sidecars for one of what `measure` does, where `idle` are there without it.
+/// System calls of both sidecars for one of what `measure` does, where `idle` are there without it: the least of
+/// [`TRIES`], since chance only ever adds some. Where the machine has no time for the applications, for one, each call
+/// finds little to move.
 pub(crate) fn count(measure: &Measure, idle: &Calls, folder: &Path) -> anyhow::Result<Counted> {
     let Measure { load, times, .. } = *measure;
-    Ok(each(&run(folder, load, times)?, idle, load, times))
+    let mut least = each(&run(folder, load, times)?, idle, load, times);
+    for _ in 1..TRIES {
+        let again = each(&run(folder, load, times)?, idle, load, times);
+        if again.count < least.count {
+            least = again;
+        }
+    }
+    Ok(least)
 }
 
 fn each(all: &Calls, idle: &Calls, load: Load, times: usize) -> Counted {
@@ -81,9 +93,9 @@ fn counts(load: Load, kind: &str) -> bool {
     match (load, kind) {
         // Two threads wanted one thing at one time.
         (_, "futex") => false,
-        (Load::Requests | Load::Connections, _) => true,
+        (Load::Requests, _) => true,
         // Whoever is faster waits for the other.
-        (Load::Up | Load::Down, kind) => kind != "epoll_wait",
+        (Load::Connections | Load::Up | Load::Down, kind) => kind != "epoll_wait",
     }
 }
 

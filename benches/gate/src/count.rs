@@ -93,7 +93,8 @@ fn next(compared: &[Compared], (before, now): (&str, &str), keep: &Path) -> Stri
             keep.display()
         ));
     }
-    if any(&Outcome::Grew) && before != now {
+    let other_compilers = !before.is_empty() && before != now;
+    if any(&Outcome::Grew) && other_compilers {
         said.push("Other compilers may be all of it: with these ones, count the commit before.".to_owned());
     }
     if any(&Outcome::NotExpected) {
@@ -109,7 +110,7 @@ fn next(compared: &[Compared], (before, now): (&str, &str), keep: &Path) -> Stri
     if said.is_empty() {
         said.push("Nothing has changed beyond its tolerance.".to_owned());
     }
-    if before != now {
+    if other_compilers {
         said.push(format!("stored: {before}\nhere:   {now}"));
     }
     said.join("\n")
