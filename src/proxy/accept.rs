@@ -71,9 +71,8 @@ impl Acceptor {
     }
 
     fn admit(&self, stream: TcpStream, from: SocketAddr, direction: Direction) {
-        let refuse = |stream, refusal| {
-            // Without linger the close is a reset; where even that fails the close remains.
-            let _ = sockets::prepare(&stream, true);
+        // What is dropped is reset.
+        let refuse = |_: TcpStream, refusal| {
             Record::begin(direction, from).end(Err(refusal), &self.shared.metrics, &self.shared.refusals);
         };
         let place = match self.limits.connection() {

@@ -86,7 +86,6 @@ async fn establish(
     pending: Handshake,
     record: &mut Record,
 ) -> Result<Option<Joined>, Refusal> {
-    sockets::prepare(&stream, true).map_err(|_| Refusal::HandshakeFailed(HandshakeDetail::Malformed))?;
     let destination = shared.place.intercepted.destination(&stream)?;
     record.destination = Some(destination);
     shared.not_ourselves(destination)?;

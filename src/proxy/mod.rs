@@ -14,6 +14,9 @@ mod dns;
 mod drain;
 mod enrol;
 mod expiry;
+#[cfg(feature = "gate")]
+#[doc(hidden)]
+pub mod gate;
 mod generation;
 mod health;
 mod inbound;
@@ -121,8 +124,8 @@ pub struct Bound {
 
 /// Takes every port; one that is taken already is an error here, not later.
 pub fn bind(config: Config) -> anyhow::Result<Bound> {
-    let inbound = sockets::listen_all_together(&config.inbound, config.shards).context("inbound")?;
-    let outbound = sockets::listen_all_together(&config.outbound, config.shards).context("outbound")?;
+    let inbound = sockets::listen_all_together(&config.inbound, config.shards, true).context("inbound")?;
+    let outbound = sockets::listen_all_together(&config.outbound, config.shards, false).context("outbound")?;
     let health = sockets::listen_all(&config.health).context("health")?;
     let dns = dns::Listeners::bind(&config.dns).context("dns")?;
     Ok(Bound { config, inbound, outbound, health, dns })

@@ -45,7 +45,6 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAd
 }
 
 async fn establish(shared: &Shared, application: TcpStream, record: &mut Record) -> Result<Joined, Refusal> {
-    sockets::prepare(&application, false).map_err(|_| Refusal::DialFailed)?;
     let destination = shared.place.intercepted.destination(&application)?;
     record.destination = Some(destination);
     record.peer = destination.ip().to_string();

@@ -5,6 +5,8 @@
 //! one side to the other is a [`Carrier`]'s business: our own record layer's ([`tunnel`]), or any byte stream's
 //! ([`streams`]), which is what rustls does by itself.
 
+#[cfg(any(test, feature = "gate"))]
+pub(super) mod memory;
 mod session;
 mod socket;
 mod streams;

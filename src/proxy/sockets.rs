@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, SocketAddr},
+    os::fd::AsFd,
     time::Duration,
 };
 
@@ -68,19 +69,23 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
 
 /// Binds `count` listeners of one address, among which the kernel deals its connections out (`SO_REUSEPORT`).
 ///
-/// The first one takes the address for itself alone, so that one that is taken already is an error.
-fn listen_together(address: SocketAddr, count: usize) -> io::Result<Vec<std::net::TcpListener>> {
+/// The first one takes the address for itself alone, so that one that is taken already is an error. What they accept is
+/// prepared: the kernel passes a listener's options on.
+fn listen_together(address: SocketAddr, count: usize, over_network: bool) -> io::Result<Vec<std::net::TcpListener>> {
     let first = bound(address, false)?;
     first.set_reuse_port(true)?;
-    first.listen(BACKLOG)?;
-    let mut all = vec![std::net::TcpListener::from(first)];
+    let mut all = vec![carrying(first, over_network)?];
     let address = all[0].local_addr()?;
     for _ in 1..count {
-        let next = bound(address, true)?;
-        next.listen(BACKLOG)?;
-        all.push(next.into());
+        all.push(carrying(bound(address, true)?, over_network)?);
     }
     Ok(all)
+}
+
+fn carrying(socket: Socket, over_network: bool) -> io::Result<std::net::TcpListener> {
+    prepare(&socket, over_network)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 fn bound(address: SocketAddr, together: bool) -> io::Result<Socket> {
@@ -104,8 +109,9 @@ pub(super) fn listen_all(addresses: &[SocketAddr]) -> io::Result<Vec<std::net::T
 pub(super) fn listen_all_together(
     addresses: &[SocketAddr],
     count: usize,
+    over_network: bool,
 ) -> io::Result<Vec<Vec<std::net::TcpListener>>> {
-    every(addresses, |address| listen_together(address, count))
+    every(addresses, |address| listen_together(address, count, over_network))
 }
 
 fn every<L>(addresses: &[SocketAddr], listen: impl Fn(SocketAddr) -> io::Result<L>) -> io::Result<Vec<L>> {
@@ -142,7 +148,7 @@ fn lacks_ipv6(error: &io::Error) -> bool {
 
 /// Prepares a connection: no delay, keepalive, and a reset instead of a clean end until [`end_cleanly`] says
 /// otherwise, so that whatever drops the socket (a refusal, a panic, a cut) never looks like an orderly end.
-pub(super) fn prepare(stream: &TcpStream, over_network: bool) -> io::Result<()> {
+pub(super) fn prepare(stream: &impl AsFd, over_network: bool) -> io::Result<()> {
     let socket = SockRef::from(stream);
     socket.set_tcp_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
@@ -241,6 +247,21 @@ pub fn search(resolv_conf: &str) -> Vec<DnsName> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_listener_accepts_is_prepared() {
+        for over_network in [true, false] {
+            let listener = listen_together("127.0.0.1:0".parse().unwrap(), 1, over_network).unwrap().remove(0);
+            listener.set_nonblocking(false).unwrap();
+            let _caller = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            let socket = SockRef::from(&accepted);
+            assert!(socket.tcp_nodelay().unwrap() && socket.keepalive().unwrap());
+            assert_eq!(socket.linger().unwrap(), Some(Duration::ZERO), "what is dropped is a reset");
+            assert_eq!(socket.tcp_user_timeout().unwrap(), over_network.then_some(USER_TIMEOUT));
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+        }
+    }
 
     #[test]
     fn only_nameserver_lines_of_a_resolv_conf_are_resolvers() {

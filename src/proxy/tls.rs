@@ -5,6 +5,8 @@
 
 mod certificates;
 mod handshake;
+#[cfg(feature = "gate")]
+pub(super) mod memory;
 mod verifiers;
 
 use std::{

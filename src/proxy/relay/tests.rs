@@ -1,8 +1,6 @@
-use std::io::IoSliceMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
-
-use super::{socket::Socket, *};
+use super::*;
 use crate::proxy::records::{Records, tests::both};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -96,14 +94,6 @@ fn between() -> (DuplexStream, DuplexStream, DuplexStream, Streams<DuplexStream>
 /// Both ends of one connection; their handshake needs a runtime of its own.
 fn ends() -> (Records, Records) {
     std::thread::spawn(both).join().unwrap()
-}
-
-impl Socket for DuplexStream {
-    fn poll_scatter(&mut self, cx: &mut Context<'_>, places: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
-        let mut into = ReadBuf::new(&mut places[0]);
-        let read = Pin::new(self).poll_read(cx, &mut into);
-        read.map_ok(|()| into.filled().len())
-    }
 }
 
 #[tokio::test]
