@@ -25,6 +25,7 @@ pub(crate) enum Part {
     Requests,
     Single,
     Connects,
+    Handshakes,
     Paced,
     Storm,
     Idle,
@@ -68,6 +69,18 @@ pub(crate) async fn run(
     if let Some(pair) = pair {
         pair.end().await;
     }
+    if options.does(Part::Handshakes) && peer != Peer::Direct {
+        laboratory.sessions(false);
+        let pair = laboratory.pair(peer).await?;
+        match timed(Part::Handshakes, rate, options, pair.as_ref()).await {
+            Ok(taken) => figures.extend(taken),
+            Err(error) => problems.push(format!("{} handshakes: {error:#}", peer.name())),
+        }
+        if let Some(pair) = pair {
+            pair.end().await;
+        }
+        laboratory.sessions(true);
+    }
     Ok((figures, problems))
 }
 
@@ -84,7 +97,7 @@ async fn timed(part: Part, rate: u32, options: &Options, pair: Option<&Pair>) ->
         Part::BulkUp | Part::BulkDown => Load::Bulk { up: part == Part::BulkUp, connections: BULK, seconds, warmup },
         Part::Requests => Load::Requests { connections: MANY, seconds, warmup },
         Part::Single => Load::Requests { connections: 1, seconds, warmup },
-        Part::Connects => Load::Connects { workers: MANY, seconds, warmup },
+        Part::Connects | Part::Handshakes => Load::Connects { workers: MANY, seconds, warmup },
         Part::Paced => Load::Paced { rate, connections: MANY, size: 1024, seconds, warmup },
         Part::Storm => {
             Load::Storm { rate: storm_rate(rate), connections: MANY, size: 1024, workers: MANY, seconds, warmup }
@@ -110,6 +123,11 @@ async fn timed(part: Part, rate: u32, options: &Options, pair: Option<&Pair>) ->
         Part::Connects => {
             let mut figures = vec![("connects_per_s", per_second(&outcome))];
             figures.extend(cost.map(|used| ("connect_cpu_us", each(used, &outcome))));
+            figures
+        }
+        Part::Handshakes => {
+            let mut figures = vec![("handshakes_per_s", per_second(&outcome))];
+            figures.extend(cost.map(|used| ("handshake_cpu_us", each(used, &outcome))));
             figures
         }
         Part::Paced => vec![("paced_p50_us", outcome.p50_us), ("paced_p99_us", outcome.p99_us)],

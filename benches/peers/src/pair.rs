@@ -83,6 +83,15 @@ impl Laboratory {
         }
     }
 
+    /// Whether the next sidecars know each other as such, and so let one handshake carry several connections.
+    pub(crate) fn sessions(&self, known: bool) {
+        self.control.change(|world| {
+            for route in world.pods.get_mut(CLIENT).into_iter().flat_map(|pod| pod.routes.values_mut()) {
+                route.sidecar = known;
+            }
+        });
+    }
+
     fn brief(&self, server: &str, ports: Vec<Port>) -> Brief {
         let mut brief = self.control.brief(server, ports);
         let issuer = self.control.domain.issuer();

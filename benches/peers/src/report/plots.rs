@@ -48,7 +48,7 @@ pub(super) const PLOTS: &[Plot] = &[
             "storm_p99_us",
         ],
     },
-    Plot { file: "connections.svg", title: "New connections", metrics: &["connects_per_s", "connect_cpu_us"] },
+    Plot { file: "connections.svg", title: "New connections", metrics: &["connects_per_s", "handshakes_per_s"] },
     Plot { file: "memory.svg", title: "Memory", metrics: &["idle_pss_kib", "idle_kib_per_connection"] },
 ];
 

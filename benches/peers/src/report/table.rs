@@ -170,8 +170,8 @@ mod tests {
     }
 
     #[test]
-    fn new_connections_are_promised_against_envoy_even_if_another_is_best() {
-        let m = "connects_per_s";
+    fn handshakes_are_promised_against_envoy_even_if_another_is_best() {
+        let m = "handshakes_per_s";
         let line = line_of(m, &[(m, "haproxy", 900.0), (m, "envoy", 400.0), (m, OURS, 1000.0)]);
         assert!(
             line.contains("| 1.11 × [1.11–1.11] (haproxy) | ≥ 2.00 × envoy | **yes**: 2.50 × [2.50–2.50] (envoy) |"),
