@@ -3,10 +3,13 @@
 //! Unknown or stale status is a refusal (`UnknownStatus`, `StaleCRL`). It is no evidence against a connection that is
 //! open already: that one ends when its peer's certificate does.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+mod serials;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
+use self::serials::Serials;
 use crate::{
     brief::{OnStale, Revocation, Scope, Withdrawal},
     identity::{Identity, PartnerIdentity, SpiffeId},
@@ -27,7 +30,7 @@ pub struct View {
     /// Of issuers whose lists end by themselves.
     next_updates: BTreeMap<String, Timestamp>,
     current: BTreeSet<String>,
-    serials: BTreeMap<String, HashSet<Vec<u8>>>,
+    serials: BTreeMap<String, Serials>,
     withdrawn: HashMap<SpiffeId, Vec<(Timestamp, WithdrawnDetail)>>,
 }
 
@@ -56,9 +59,7 @@ impl View {
             return Err(ViewError::TooMany);
         }
         let moment = |second: i64| Timestamp::from_second(second).map_err(|_| ViewError::Moment);
-        let set = |list: &[String]| -> Result<HashSet<Vec<u8>>, ViewError> {
-            list.iter().map(|text| bytes(text).ok_or(ViewError::Serial)).collect()
-        };
+        let set = |list: &[String]| Serials::parse(list).ok_or(ViewError::Serial);
         let mut by_identity = HashMap::<SpiffeId, Vec<_>>::new();
         for Withdrawal { id, starting_before, reason } in withdrawn {
             by_identity.entry(id.clone()).or_default().push((moment(*starting_before)?, *reason));
@@ -153,7 +154,7 @@ impl View {
     pub fn unite(&mut self, before: &Self) {
         for (issuer, serials) in &before.serials {
             if let Some(own) = self.serials.get_mut(issuer) {
-                own.extend(serials.iter().cloned());
+                own.unite(serials);
             }
         }
         for (id, moments) in &before.withdrawn {
@@ -162,17 +163,6 @@ impl View {
             own.extend(new);
         }
     }
-}
-
-/// The bytes of a serial, without leading zeros, as certificates hold them.
-fn bytes(text: &str) -> Option<Vec<u8>> {
-    let is_hex = |byte: u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
-    if text.is_empty() || text.len() > 64 || !text.len().is_multiple_of(2) || !text.bytes().all(is_hex) {
-        return None;
-    }
-    let all: Option<Vec<u8>> =
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).ok()).collect();
-    all.map(|all| all.into_iter().skip_while(|byte| *byte == 0).collect())
 }
 
 #[cfg(test)]

@@ -239,10 +239,9 @@ pub(super) fn load(directory: &Path, pod_uid: &str, (now, jitter): (Timestamp, f
     (leaf.identity.not_after > now).then_some(Kept { leaf, brief })
 }
 
-/// Keeps the brief in force for a restart of the container.
-pub(super) fn store_brief(directory: &Path, brief: &Brief) -> Result<(), CredentialError> {
-    // A brief that came as JSON can be written as JSON.
-    write(directory, BRIEF_FILE, &serde_json::to_vec(brief).unwrap_or_default())
+/// Keeps the brief in force, as JSON, for a restart of the container.
+pub(super) fn store_brief(directory: &Path, brief: &[u8]) -> Result<(), CredentialError> {
+    write(directory, BRIEF_FILE, brief)
 }
 
 /// Writes beside the file and renames, so that a reader sees the old or the new one, whole.

@@ -113,7 +113,7 @@ pub(super) struct Generation {
 impl Generation {
     /// Validates `brief` together with `leaf` and compiles both. `before` is what is in force: nothing goes back.
     pub(super) fn build(
-        brief: Brief,
+        mut brief: Brief,
         leaf: Arc<Leaf>,
         before: Option<&Self>,
         (mounted, quotas): (&Arc<Certificates>, &Arc<Quotas>),
@@ -140,6 +140,7 @@ impl Generation {
         let own_until = check_own_chain(&leaf, &anchors, now)?;
         let view = goes_on(&brief.cursor, View::of(scope)?, before)?;
         let partners = Partners::of(&brief, before.map(|before| &before.judge.partners))?;
+        forget_serials(&mut brief);
         let judge = Arc::new(Judge { brief, anchors, view, partners, chains: Chains::default() });
         let making = Making { leaf: &leaf, judge: &judge, mounted, quotas };
         let plain = ServerTls::default();
@@ -183,6 +184,15 @@ impl Generation {
         }
         clients.insert(server.clone(), config.clone());
         Ok(config)
+    }
+}
+
+/// The view holds them, in a tenth of the room. A renewal of our certificate builds of the same brief once more, and then
+/// takes them over from there: hence the issuers stay.
+fn forget_serials(brief: &mut Brief) {
+    let internal = brief.scopes.iter_mut().filter(|scope| scope.id == INTERNAL);
+    for revocation in internal.filter_map(|scope| scope.revocation.as_mut()) {
+        revocation.serials.values_mut().for_each(|list| *list = Vec::new());
     }
 }
 
@@ -420,14 +430,30 @@ mod tests {
             revocation(&mut brief).serials.values_mut().for_each(Vec::clear);
             brief.cursor.revision += revision;
             revocation(&mut brief).number += number;
-            let after = Generation::build(brief.clone(), leaf.clone(), Some(&before), around(), at(NOW)).unwrap();
+            let after = Generation::build(brief, leaf.clone(), Some(&before), around(), at(NOW)).unwrap();
             // A renewal builds of the same brief once more.
+            let brief = after.brief().clone();
             let renewed = Generation::build(brief, leaf.clone(), Some(&after), around(), at(NOW)).unwrap();
             renewed.judge.view.taken_back(&listed)
         };
         assert_eq!(forgets(0, 0), Err(Refusal::Revoked));
         assert_eq!(forgets(1, 0), Ok(()));
         assert_eq!(forgets(0, 1), Ok(()));
+    }
+
+    #[test]
+    fn what_was_revoked_is_held_once_and_not_forgotten_by_a_renewal() {
+        let (leaf, brief) = ours();
+        let listed = Identity { serial: vec![7, 7], ..leaf.identity.clone() };
+        let mut generation = Generation::build(brief, leaf.clone(), None, around(), at(NOW)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(generation.judge.view.taken_back(&listed), Err(Refusal::Revoked));
+            let serials = &generation.brief().scope(INTERNAL).unwrap().revocation.as_ref().unwrap().serials;
+            assert!(serials.values().all(Vec::is_empty), "the view holds them");
+            let renewed =
+                Generation::build(generation.brief().clone(), leaf.clone(), Some(&generation), around(), at(NOW));
+            generation = renewed.unwrap();
+        }
     }
 
     #[test]

@@ -165,6 +165,8 @@ impl Shared {
         let Some(leaf) = self.leaf.borrow().clone() else { return Ok(()) };
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let before = self.in_force();
+        // A brief that came as JSON can be written as JSON.
+        let kept = serde_json::to_vec(&brief).unwrap_or_default();
         let generation = Arc::new(self.build(brief, leaf, before.as_deref())?);
         self.guard.follow(generation.brief());
         self.readiness.store(Arc::new(Readiness::InForce(generation.clone())));
@@ -177,7 +179,7 @@ impl Shared {
                 tracing::warn!(partner = partner.name(), %problem, "a partner's trust cannot be used");
             }
         }
-        if let Err(error) = credentials::store_brief(&self.place.state_dir, generation.brief()) {
+        if let Err(error) = credentials::store_brief(&self.place.state_dir, &kept) {
             tracing::warn!(%error, "brief is not kept for a restart");
         }
         Ok(())
