@@ -9,6 +9,7 @@ mod clock;
 mod dns;
 mod federation;
 mod foreign;
+mod keys;
 mod pods;
 mod roles;
 #[path = "../support/mod.rs"]
