@@ -48,10 +48,14 @@ impl Acceptor {
     async fn run(self, listener: TcpListener, direction: Direction, stop: CancellationToken) {
         let mut pause = PAUSE[0];
         loop {
+            let next = async {
+                self.limits.settled(direction).await;
+                listener.accept().await
+            };
             let accepted = tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                accepted = listener.accept() => accepted,
+                accepted = next => accepted,
             };
             match accepted {
                 Ok((stream, from)) => {

@@ -22,7 +22,7 @@ use crate::{
     handshakes::Handshake,
     identity::Peer,
     pki::verify::Proven,
-    refusal::{DestinationDetail, HandshakeDetail, Refusal, TimeoutDetail},
+    refusal::{DestinationDetail, HandshakeDetail, LimitDetail, Refusal, TimeoutDetail},
     telemetry,
 };
 
@@ -102,7 +102,11 @@ async fn establish(
         let (application, place) = reach(shared, address, place, record).await?;
         return Ok(Some(Joined { application, network: Network::Plain(stream), place }));
     }
-    let (secured, place, target) = secure(shared, stream, &generation, port, destination.port(), record).await?;
+    let (secured, place, target) = tokio::select! {
+        biased;
+        secured = secure(shared, stream, &generation, port, destination.port(), record) => secured?,
+        () = pending.displaced() => return Err(Refusal::Limit(LimitDetail::Pending)),
+    };
     drop(pending);
     if secured.protocol.as_deref() == Some(ALPN_REPROVE) {
         return reprove::answer(shared, secured.stream, place, record).await.map(|()| None);

@@ -5,6 +5,7 @@ mod changes;
 mod channel;
 mod dns;
 mod edges;
+mod ends;
 mod expiry;
 mod federation;
 mod harness;

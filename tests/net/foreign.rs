@@ -165,3 +165,65 @@ impl Echoes {
         self.child.kill().await.unwrap();
     }
 }
+
+/// OpenSSL's client or server with somebody at its keyboard, who may also change its keys.
+pub(crate) struct Typist {
+    _child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    /// Key updates that it sent and got.
+    pub(crate) updates: [usize; 2],
+}
+
+impl Typist {
+    /// A client of `address`.
+    pub(crate) fn client(address: SocketAddr, name: &str, files: &Files) -> Self {
+        Self::start(&[], &["s_client", "-connect", &address.to_string(), "-servername", name], files)
+    }
+
+    /// A server in the namespace `inside`; it takes one caller at a time.
+    pub(crate) async fn server(inside: &str, port: u16, files: &Files) -> Self {
+        let port = port.to_string();
+        let prefix = ["ip", "netns", "exec", inside];
+        let mut server = Self::start(&prefix, &["s_server", "-accept", &port, "-Verify", "1"], files);
+        server.until("ACCEPT").await;
+        server
+    }
+
+    fn start(prefix: &[&str], words: &[&str], files: &Files) -> Self {
+        // What it says of its keys goes where the rest goes, so that one reader sees both in order.
+        let both = ["sh", "-c", "exec openssl \"$@\" 2>&1", "openssl"];
+        let all = [prefix, &both, words].concat();
+        let mut command = Command::new(all[0]);
+        command.args(&all[1..]).args(files.arguments(Stack::OpenSsl)).arg("-msg");
+        let spawned = command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = spawned.spawn().unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        Self { _child: child, input, output, updates: [0; 2] }
+    }
+
+    /// Reads on until a line that contains `part`.
+    pub(crate) async fn until(&mut self, part: &str) {
+        let reading = async {
+            let mut line = vec![];
+            loop {
+                line.clear();
+                assert_ne!(self.output.read_until(b'\n', &mut line).await.unwrap(), 0, "it ended");
+                let text = String::from_utf8_lossy(&line);
+                for (count, arrow) in self.updates.iter_mut().zip([">>>", "<<<"]) {
+                    *count += usize::from(text.starts_with(arrow) && text.contains("KeyUpdate"));
+                }
+                if text.contains(part) {
+                    return;
+                }
+            }
+        };
+        soon(part, reading).await;
+    }
+
+    /// Types a line.
+    pub(crate) async fn types(&mut self, line: &str) {
+        self.input.write_all(line.as_bytes()).await.unwrap();
+        self.input.flush().await.unwrap();
+    }
+}

@@ -6,9 +6,12 @@
 mod bypass;
 mod capture;
 mod clock;
+mod crowds;
 mod dns;
 mod federation;
 mod foreign;
+mod keys;
+mod limits;
 mod pods;
 mod roles;
 #[path = "../support/mod.rs"]

@@ -52,6 +52,10 @@ pub(crate) fn in_own_network<F: Future<Output = ()>>(name: &str, body: impl FnOn
     println!("{told}");
 }
 
+/// Goes into the control group whose list of processes is the first word, then becomes what the rest says. `ip netns
+/// exec` would hide control groups, by which a sidecar knows its memory.
+const ENTER: &str = "echo 0 > \"$1\"; shift; exec \"$@\"";
+
 pub(crate) struct Hub {
     pub(crate) control: Arc<Server>,
     /// Readable by the sidecar's user.
@@ -87,6 +91,11 @@ impl Hub {
         Self { control, folder, results: AtomicUsize::new(0) }
     }
 
+    /// Addresses of the hub's own, `10.78.0.0` to `10.78.255.255`, from which anybody outside of the pods may call.
+    pub(crate) async fn has_many_addresses(&self) {
+        run("ip addr add 10.78.0.1/16 dev lo").await;
+    }
+
     /// Where files of the test's own go.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
@@ -105,8 +114,15 @@ impl Hub {
 
     /// The same with its IPv4 address only.
     pub(crate) async fn without_ipv6(&self, number: u8) -> Pod<'_> {
-        let pod =
-            Pod { hub: self, name: format!("pod{number}"), number, descriptors: 4096, clock: false, sidecar: None };
+        let pod = Pod {
+            hub: self,
+            name: format!("pod{number}"),
+            number,
+            descriptors: 4096,
+            memory: None,
+            clock: false,
+            sidecar: None,
+        };
         let name = &pod.name;
         for command in [
             format!("ip netns add {name}"),
@@ -214,6 +230,8 @@ pub(crate) struct Pod<'a> {
     /// Whether its sidecar goes by a wall clock of its own.
     clock: bool,
     sidecar: Option<Child>,
+    /// What bounds the sidecar's memory; dropped behind it.
+    pub(crate) memory: Option<Memory>,
 }
 
 impl Pod<'_> {
@@ -280,12 +298,14 @@ impl Pod<'_> {
         let user = sidecar::UID.to_string();
         let log = fs::File::create(hub.path(&format!("log-{}", self.name))).unwrap();
         let limit = format!("--nofile={0}:{0}", self.descriptors);
-        let mut command = Command::new("ip");
+        let net = format!("--net=/run/netns/{}", self.name);
+        let mut command = Command::new("sh");
         command
+            .args(["-c", ENTER, "sh"])
+            .arg(self.memory.as_ref().map_or_else(|| Path::new("/dev/null"), Memory::processes))
             .args([
-                "netns",
-                "exec",
-                &self.name,
+                "nsenter",
+                &net,
                 "prlimit",
                 &limit,
                 "setpriv",
@@ -352,9 +372,37 @@ impl Pod<'_> {
         fs::read_to_string(self.hub.path(&format!("log-{}", self.name))).unwrap()
     }
 
+    fn process(&self) -> u32 {
+        self.sidecar.as_ref().unwrap().id().expect("the sidecar lives")
+    }
+
+    /// Whether the sidecar lives.
+    pub(crate) fn lives(&mut self) -> bool {
+        self.sidecar.as_mut().unwrap().try_wait().unwrap().is_none()
+    }
+
+    /// The sidecar's resident memory in KiB, now (`VmRSS`) or at most so far (`VmHWM`).
+    pub(crate) fn resident(&self, which: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(which)?.strip_prefix(':')).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// How many descriptors the sidecar holds.
+    pub(crate) fn held(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.process())).unwrap().count()
+    }
+
+    /// Changes how many descriptors the running sidecar may hold, at once and for good.
+    pub(crate) async fn limit_descriptors(&self, most: usize) {
+        // Who has the same ids needs no privilege.
+        let user = format!("setpriv --reuid {0} --regid {0} --clear-groups", sidecar::UID);
+        run(&format!("{user} prlimit --pid {} --nofile={most}:{}", self.process(), self.descriptors)).await;
+    }
+
     /// The processor time that the sidecar has used, in ticks: hundredths of a second.
     pub(crate) fn ticks(&self) -> u64 {
-        let id = self.sidecar.as_ref().unwrap().id().unwrap();
+        let id = self.process();
         let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
         // utime and stime, after the name in parentheses (proc(5)).
         let fields = stat.rsplit(')').next().unwrap().split_whitespace().skip(11).take(2);
@@ -403,6 +451,59 @@ impl Pod<'_> {
     /// Starts `act` in the pod.
     pub(crate) async fn start(&self, act: Act) -> Playing {
         self.hub.begin(&self.inside(), act, None).await
+    }
+}
+
+/// A memory bound of the kernel's for one sidecar: a control group below our own, removed with this.
+pub(crate) struct Memory {
+    folder: PathBuf,
+    processes: PathBuf,
+}
+
+impl Memory {
+    /// A group of its own named `name` that may hold `bytes`.
+    pub(crate) fn bound(name: &str, bytes: u64) -> Self {
+        let groups = fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = |controller: &str| {
+            let path = |line: &str| {
+                let mut parts = line.splitn(3, ':').skip(1);
+                let found = parts.next()?.split(',').any(|one| one == controller);
+                found.then(|| parts.next().map(|path| path.trim_start_matches('/').to_owned())).flatten()
+            };
+            groups.lines().find_map(path)
+        };
+        let unique = format!("entente-{name}-{}", std::time::UNIX_EPOCH.elapsed().unwrap().as_nanos());
+        let (folder, file) = match own("memory") {
+            Some(path) => (Path::new("/sys/fs/cgroup/memory").join(path), "memory.limit_in_bytes"),
+            None => (Path::new("/sys/fs/cgroup").join(own("").unwrap()), "memory.max"),
+        };
+        let folder = folder.join(unique);
+        fs::create_dir(&folder).unwrap_or_else(|error| panic!("no memory control group: {error}"));
+        let memory = Self { processes: folder.join("cgroup.procs"), folder };
+        fs::write(memory.folder.join(file), bytes.to_string()).unwrap();
+        memory
+    }
+
+    fn processes(&self) -> &Path {
+        &self.processes
+    }
+
+    /// A figure that the kernel keeps of it.
+    pub(crate) fn figure(&self, file: &str) -> String {
+        fs::read_to_string(self.folder.join(file)).unwrap_or_default().trim().to_owned()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // Its process has been told to end, and the group can be removed when it has.
+        for _ in 0..1000 {
+            if fs::remove_dir(&self.folder).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        println!("{} is left behind", self.folder.display());
     }
 }
 

@@ -15,7 +15,8 @@ use tokio::{
     time::timeout,
 };
 
-use super::support::dns::Ask;
+pub(crate) use super::crowds::{Calls, Crowd, Stall, Talk};
+use super::{crowds, support::dns::Ask};
 
 /// Environment: the part, JSON.
 pub(crate) const PART: &str = "ENTENTE_NET_PART";
@@ -52,6 +53,12 @@ pub(crate) enum Act {
     Packet(i32, SocketAddr, String),
     /// Holds so many connections open, silently.
     Idle(SocketAddr, usize),
+    /// Calls so many times, one after the other; the result is [`Calls`].
+    Calls(SocketAddr, String, usize),
+    /// Opens connections from all addresses of a network that say little and then nothing; the result is [`Crowd`].
+    Stall(Stall),
+    /// Opens connections that talk for as long as they live; the result is [`Crowd`].
+    Talk(Talk),
 }
 
 /// How a client fared.
@@ -96,6 +103,9 @@ async fn play(part: Part) {
         Act::Hold(address, text) => hold(address, &text, &tell).await,
         Act::Packet(protocol, to, text) => packet(protocol, to, &text),
         Act::Idle(address, count) => return idle(address, count, tell).await,
+        Act::Calls(address, text, count) => return crowds::calls(address, &text, count, tell).await,
+        Act::Stall(stall) => return crowds::stall(stall, tell).await,
+        Act::Talk(talk) => return crowds::talk(talk, tell).await,
         Act::Datagram(from, to, text) => datagram(from, to, &text).await,
     };
     tell(&serde_json::to_string(&fared).unwrap());
@@ -137,7 +147,7 @@ async fn echo_datagrams(address: SocketAddr, tell: impl Fn(&str)) {
     }
 }
 
-async fn once(stream: &mut TcpStream, text: &str) -> Fared {
+pub(crate) async fn once(stream: &mut TcpStream, text: &str) -> Fared {
     let talk = async {
         stream.write_all(text.as_bytes()).await?;
         let mut answer = vec![0; text.len()];
@@ -153,7 +163,7 @@ async fn once(stream: &mut TcpStream, text: &str) -> Fared {
     }
 }
 
-async fn call(address: SocketAddr, text: &str) -> Fared {
+pub(crate) async fn call(address: SocketAddr, text: &str) -> Fared {
     match timeout(WAIT, TcpStream::connect(address)).await {
         Ok(Ok(mut stream)) => once(&mut stream, text).await,
         // The reset may be there before the connect is reported.
@@ -198,8 +208,9 @@ fn packet(protocol: i32, to: SocketAddr, text: &str) -> Fared {
 
 async fn idle(address: SocketAddr, count: usize, tell: impl Fn(&str)) {
     let mut held = vec![];
-    while held.len() < count {
-        held.push(TcpStream::connect(address).await.unwrap());
+    for _ in 0..count {
+        // A reset may be there before the connect is reported.
+        held.extend(TcpStream::connect(address).await);
     }
     tell("0");
     std::future::pending::<()>().await;

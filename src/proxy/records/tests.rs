@@ -17,7 +17,7 @@ use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
 use super::*;
 use crate::{proxy::tls::tests::shake, telemetry};
 
-fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
+pub(in crate::proxy) fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["far.example".to_owned()]).unwrap().self_signed(&key).unwrap();
     let mut roots = RootCertStore::empty();
@@ -40,7 +40,7 @@ fn configs() -> (Arc<ClientConfig>, Arc<ServerConfig>) {
     (Arc::new(client), Arc::new(server))
 }
 
-fn name() -> ServerName<'static> {
+pub(in crate::proxy) fn name() -> ServerName<'static> {
     "far.example".try_into().unwrap()
 }
 

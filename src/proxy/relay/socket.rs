@@ -1,6 +1,7 @@
 //! What the copy loops ask of a byte stream beside tokio's traits, and bytes that a slow one has not taken yet.
 
 use std::{
+    cell::Cell,
     io::{self, IoSlice, IoSliceMut, Read},
     pin::Pin,
     task::{Context, Poll, ready},
@@ -41,16 +42,46 @@ impl Socket for TcpStream {
     }
 }
 
+/// What slow streams of one thread may be kept of before all its connections read in small portions.
+pub(super) const PLENTY: usize = 4 << 20;
+/// Such a portion.
+pub(super) const PORTION: usize = 4096;
+
+thread_local! {
+    /// What is kept of all connections of this thread, on which each of them stays.
+    static KEPT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// How much of `room` a connection may read now, which it keeps if its other side does not take it.
+pub(super) fn portion(room: usize) -> usize {
+    if KEPT.get() > PLENTY { room.min(PORTION) } else { room }
+}
+
+/// What is kept of all connections of this thread.
+#[cfg(test)]
+pub(super) fn kept() -> usize {
+    KEPT.get()
+}
+
 /// Bytes that wait until a stream takes them.
 #[derive(Debug, Default)]
 pub(super) struct Kept {
     bytes: Vec<u8>,
     start: usize,
+    /// How many of them are counted.
+    counted: usize,
 }
 
 impl From<Vec<u8>> for Kept {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, start: 0 }
+        Self { bytes, ..Self::default() }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.bytes.clear();
+        self.count();
     }
 }
 
@@ -63,6 +94,12 @@ impl Kept {
     /// Behind what waits.
     pub(super) const fn tail(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
+    }
+
+    fn count(&mut self) {
+        let before = std::mem::replace(&mut self.counted, self.bytes.len());
+        // A thread that ends has nothing to count any more.
+        let _ = KEPT.try_with(|kept| kept.set((kept.get() + self.counted).saturating_sub(before)));
     }
 
     /// Writes what waits; ready when nothing does any more.
@@ -78,6 +115,7 @@ impl Kept {
             }
         }
         if !self.bytes.is_empty() {
+            // Its memory goes with what it held.
             *self = Self::default();
         }
         Poll::Ready(Ok(()))
@@ -111,7 +149,11 @@ impl Kept {
             self.bytes.extend_from_slice(rest);
             done += rest.len();
         }
-        if self.is_empty() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if self.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        self.count();
+        Poll::Pending
     }
 }
 

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     super::{access::Moved, sockets::Underlying, tls},
     Broken, Carrier, End, Stage,
-    socket::Kept,
+    socket::{Kept, portion},
 };
 
 /// Whether the network side is TLS, where an end without `close_notify` is a truncation.
@@ -111,7 +111,8 @@ impl Pipe {
             match self.stage {
                 Stage::Copying => {
                     ready!(self.kept.poll_drain(cx, to)).map_err(Broken::To)?;
-                    let mut into = ReadBuf::new(scratch);
+                    let most = portion(scratch.len());
+                    let mut into = ReadBuf::new(&mut scratch[..most]);
                     match Pin::new(&mut *from).poll_read(cx, &mut into) {
                         Poll::Pending => {
                             ready!(self.poll_flush(cx, to))?;

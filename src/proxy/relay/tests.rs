@@ -1,6 +1,12 @@
+use std::io::IoSlice;
+
+use rustls::{AlertDescription, ContentType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
-use super::*;
+use super::{
+    socket::{Kept, PLENTY, PORTION, kept},
+    *,
+};
 use crate::proxy::records::{Records, tests::both};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -98,6 +104,50 @@ fn ends() -> (Records, Records) {
 
 #[tokio::test]
 async fn bytes_pass_two_tunnels_whole_both_ways_whatever_the_sizes_of_the_streams_buffers() {
+    pass_two_tunnels().await;
+}
+
+#[tokio::test]
+async fn bytes_pass_whole_in_small_portions_too() {
+    let (mut full, _deaf) = duplex(1);
+    let (hog, mut waits) = (vec![0; PLENTY + 2], Kept::default());
+    let sent = poll_fn(|cx| Poll::Ready(waits.poll_send(cx, &mut full, &[IoSlice::new(&hog)]))).await;
+    assert!(sent.is_pending() && kept() > PLENTY);
+    pass_two_tunnels().await;
+    drop(waits);
+    assert_eq!(kept(), 0);
+}
+
+#[tokio::test]
+async fn of_all_slow_ends_together_no_more_is_kept_than_plenty_and_a_portion_each_and_all_of_it_arrives() {
+    const ENDS: usize = 100;
+    let mut ends = vec![];
+    for _ in 0..ENDS {
+        let (application, mut near) = duplex(64);
+        let (mut peer, far) = duplex(1 << 20);
+        peer.write_all(&[7; 300_000]).await.unwrap();
+        peer.shutdown().await.unwrap();
+        let relayed = tokio::spawn(async move {
+            let (_kill, mut killed) = oneshot::channel();
+            relay(&mut near, &mut Streams::new(far, Wire::Plain), LIMIT, &mut killed).await
+        });
+        ends.push((application, peer, relayed));
+    }
+    for _ in 0..ENDS {
+        tokio::task::yield_now().await;
+    }
+    let all = PLENTY..=PLENTY + SCRATCH + ENDS * PORTION;
+    assert!(all.contains(&kept()), "{} of {all:?}", kept());
+    for (mut application, _peer, relayed) in ends {
+        let mut came = vec![];
+        application.shutdown().await.unwrap();
+        application.read_to_end(&mut came).await.unwrap();
+        assert_eq!((came.len(), relayed.await.unwrap().1), (300_000, End::Closed));
+    }
+    assert_eq!(kept(), 0);
+}
+
+async fn pass_two_tunnels() {
     let sent: Vec<u8> = (0..150_000_u32).map(|index| (index % 251) as u8).collect();
     for (left, wire, right) in [(1, 700, 3), (100_000, 3, 64 * 1024), (5, 1_000_000, 1_000_000), (300_000, 300_000, 2)]
     {
@@ -201,9 +251,9 @@ async fn a_session_on_which_something_else_than_a_beginning_comes_is_over() {
         let mut resting = Tunnel::new(network, ours, Default::default(), true);
         let mut out = vec![];
         if word.is_empty() {
-            theirs.alert(rustls::AlertDescription::CloseNotify, &mut out).unwrap();
+            theirs.alert(AlertDescription::CloseNotify, &mut out).unwrap();
         } else {
-            theirs.say(rustls::ContentType::ApplicationData, word, &mut out).unwrap();
+            theirs.say(ContentType::ApplicationData, word, &mut out).unwrap();
         }
         far.write_all(&out).await.unwrap();
         assert!(resting.marked().await.is_err());
@@ -217,10 +267,47 @@ async fn the_wire_that_is_cut_in_the_middle_of_a_connection_is_no_end_of_it_on_a
     let (ours, mut theirs) = ends();
     let mut carrier = Tunnel::new(network, ours, Default::default(), true);
     let mut out = vec![];
-    theirs.say(rustls::ContentType::ApplicationData, b"and then", &mut out).unwrap();
+    theirs.say(ContentType::ApplicationData, b"and then", &mut out).unwrap();
     far.write_all(&out).await.unwrap();
     drop(far);
     let (_kill, mut killed) = oneshot::channel();
     let (moved, end) = relay(&mut near, &mut carrier, LIMIT, &mut killed).await;
     assert_eq!((moved.received, end), (8, End::Refused(Refusal::Truncated)));
+}
+
+/// Two words and a goodbye; and where each record ends.
+fn exchange(records: &mut Records) -> (Vec<u8>, [usize; 3]) {
+    let mut wire = vec![];
+    records.say(ContentType::ApplicationData, b"one, ", &mut wire).unwrap();
+    let first = wire.len();
+    records.say(ContentType::ApplicationData, b"two", &mut wire).unwrap();
+    let second = wire.len();
+    records.alert(AlertDescription::CloseNotify, &mut wire).unwrap();
+    let third = wire.len();
+    (wire, [first, second, third])
+}
+
+#[tokio::test]
+async fn wherever_a_tunnel_is_cut_before_its_goodbye_it_is_truncated_and_what_came_is_a_beginning() {
+    let (_, [first, second, whole]) = exchange(&mut ends().1);
+    // At the edges of headers, contents and tags.
+    let edges = [0, first, second].into_iter().flat_map(|start| [0, 1, 4, 5, 6, 12].map(|behind| start + behind));
+    for cut in edges.chain([first - 1, second - 1, whole - 1, whole]) {
+        let (mut application, mut near) = duplex(1024);
+        let (network, mut far) = duplex(1024);
+        let (ours, mut theirs) = ends();
+        far.write_all(&exchange(&mut theirs).0[..cut]).await.unwrap();
+        far.shutdown().await.unwrap();
+        application.shutdown().await.unwrap();
+        let (_kill, mut killed) = oneshot::channel();
+        let (_, end) =
+            relay(&mut near, &mut Tunnel::new(network, ours, Default::default(), false), LIMIT, &mut killed).await;
+        drop(near);
+        let mut came = vec![];
+        application.read_to_end(&mut came).await.unwrap();
+        assert!(b"one, two".starts_with(&came), "{cut} of {whole}: {came:?}");
+        let expected = if cut == whole { End::Closed } else { End::Refused(Refusal::Truncated) };
+        assert_eq!(end, expected, "{cut} of {whole}");
+        assert!(cut < whole || came.len() == 8, "a goodbye comes behind everything");
+    }
 }

@@ -18,7 +18,7 @@ use super::{
         tls,
     },
     Broken, Carrier, End, SCRATCH, Stage,
-    socket::{Kept, Socket},
+    socket::{Kept, Socket, portion},
 };
 
 /// Full records that the thread's buffer holds.
@@ -208,11 +208,14 @@ impl<S: Socket> Tunnel<S> {
         scratch: &mut [u8],
     ) -> Poll<Result<usize, Broken>> {
         let mut free: [IoSliceMut<'_>; SLOTS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
-        for (slot, chunk) in free.iter_mut().zip(scratch.chunks_exact_mut(STRIDE)) {
-            *slot = IoSliceMut::new(&mut chunk[HEADER..HEADER + MAX_PLAINTEXT]);
-        }
         let slots = self.up.slots;
-        let length = ready!(application.poll_scatter(cx, &mut free[..slots])).map_err(Broken::From)?;
+        // Whole records, or one smaller one.
+        let most = portion(slots * MAX_PLAINTEXT);
+        for (slot, chunk) in free.iter_mut().zip(scratch.chunks_exact_mut(STRIDE)) {
+            *slot = IoSliceMut::new(&mut chunk[HEADER..HEADER + most.min(MAX_PLAINTEXT)]);
+        }
+        let length =
+            ready!(application.poll_scatter(cx, &mut free[..most.div_ceil(MAX_PLAINTEXT)])).map_err(Broken::From)?;
         self.moved.sent += length as u64;
         if length == slots * MAX_PLAINTEXT {
             self.up.slots = (slots * 2).min(SLOTS);
@@ -268,7 +271,7 @@ impl<S: Socket> Tunnel<S> {
         scratch: &mut [u8],
     ) -> Poll<Result<(), Broken>> {
         let behind = self.behind(scratch);
-        let room = (behind + self.down.slots * STRIDE).min(scratch.len());
+        let room = (behind + portion(self.down.slots * STRIDE)).min(scratch.len());
         let waiting = records::whole(&scratch[..behind]).is_ok_and(|whole| whole.is_none());
         let mut filled = behind;
         if waiting {

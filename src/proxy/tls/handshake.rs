@@ -14,8 +14,13 @@ use super::super::records::{HEADER, MAX_PROTECTED, Records, Secrets};
 
 /// What is read at a time: more than a flight has.
 const READ: usize = 4096;
+/// All that a caller may say before we have said anything: one record.
+const FIRST: usize = HEADER + MAX_PROTECTED;
 /// All that a peer may say before it is judged: a chain of the longest certificates, and what belongs to it.
 const MOST: usize = 48 * 1024;
+
+/// The content of an alert, its type and the tag.
+const SEALED_ALERT: usize = 2 + 1 + 16;
 
 /// Either role's connection; what both have in common it gives way to.
 pub(in super::super) trait Endpoint:
@@ -89,6 +94,7 @@ where
             Ok(Next::Send) => {
                 socket.write_all(&outgoing).await?;
                 outgoing.clear();
+                incoming.most = MOST;
             }
             Ok(Next::Receive) => incoming.one_more(socket).await?,
             Ok(Next::Done) => return Ok(Left { flight: kept(outgoing), behind: kept(incoming.bytes) }),
@@ -138,9 +144,11 @@ where
     while let UnbufferedStatus { discard, state: Ok(state @ ConnectionState::EncodeTlsData(_)) } =
         endpoint.process(incoming.shown())
     {
+        let start = outgoing.len();
         let said = step(state, &mut outgoing);
         incoming.discard(discard);
-        if said.is_err() {
+        // Asked once more than that, it would look at what it could not read again, and complain again.
+        if said.is_err() || is_alert(&outgoing[start..]) {
             break;
         }
     }
@@ -148,11 +156,22 @@ where
     let _ = socket.write_all(&outgoing).await;
 }
 
+/// Whether a record can be nothing else: no other content has two bytes (RFC 8446 §4, §6), sealed or not.
+const fn is_alert(record: &[u8]) -> bool {
+    matches!(record.len().saturating_sub(HEADER), 2 | SEALED_ALERT)
+}
+
 /// What came. rustls is shown whole records only, one more each time, so that it never takes what is not its own.
-#[derive(Default)]
 struct Incoming {
     bytes: Vec<u8>,
     shown: usize,
+    most: usize,
+}
+
+impl Default for Incoming {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), shown: 0, most: FIRST }
+    }
 }
 
 impl Incoming {
@@ -171,15 +190,23 @@ impl Incoming {
                 self.shown += length;
                 return Ok(());
             }
-            if self.bytes.len() >= MOST {
+            if self.bytes.len() >= self.most {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, Error::PeerSentOversizedRecord));
             }
-            self.bytes.reserve(READ);
+            // No more room than that takes: a thousand peers may all be slow.
+            self.bytes.reserve_exact(missing(&self.bytes[self.shown..]));
             if socket.read_buf(&mut self.bytes).await? == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
     }
+}
+
+/// How much of the first record has not come, as far as that is known.
+fn missing(bytes: &[u8]) -> usize {
+    let Some(header) = bytes.first_chunk::<HEADER>() else { return READ };
+    let length = usize::from(u16::from_be_bytes([header[3], header[4]]));
+    (HEADER + length).saturating_sub(bytes.len()).max(1)
 }
 
 /// The length of the first record, once it is whole. What is none is shown to rustls as it is, which says why.
@@ -194,4 +221,45 @@ fn record(bytes: &[u8]) -> Option<usize> {
         return Some(bytes.len());
     }
     (bytes.len() >= HEADER + length).then_some(HEADER + length)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::{AlertDescription, ClientConnection};
+
+    use super::{
+        super::super::records::tests::{configs, name},
+        *,
+    };
+
+    #[tokio::test]
+    async fn a_record_that_cannot_be_opened_ends_a_handshake_with_one_alert() {
+        let (client, server) = configs();
+        let mut caller = ClientConnection::new(client, name()).unwrap();
+        let mut wire = vec![];
+        caller.write_tls(&mut wire).unwrap();
+        wire.extend([0x17, 3, 3, 0, 32]);
+        wire.extend([7; 32]);
+        let (mut near, mut far) = tokio::io::duplex(1 << 16);
+        far.write_all(&wire).await.unwrap();
+        let mut endpoint = UnbufferedServerConnection::new(server).unwrap();
+        assert!(drive(&mut endpoint, &mut near).await.is_err());
+        drop(near);
+        let mut answer = vec![];
+        far.read_to_end(&mut answer).await.unwrap();
+        let mut rest = answer.as_slice();
+        while !rest.is_empty() {
+            caller.read_tls(&mut rest).unwrap();
+        }
+        let told = caller.process_new_packets().unwrap_err();
+        assert_eq!(told, Error::AlertReceived(AlertDescription::BadRecordMac));
+    }
+
+    #[test]
+    fn of_a_first_message_no_more_room_is_taken_than_it_says_to_need() {
+        assert_eq!(missing(&[]), READ);
+        assert_eq!(missing(&[0x16, 3, 1, 2]), READ);
+        assert_eq!(missing(&[0x16, 3, 1, 2, 0, 1]), 511);
+        assert_eq!(missing(&[0x16, 3, 1, 0x40, 0, 1, 0, 0x3f, 0xfc]), 16_380);
+    }
 }
