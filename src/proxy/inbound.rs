@@ -33,22 +33,21 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, pending: Handshake) {
     let mut record = Record::begin(Direction::Inbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
-    let mut next = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
-        Ok(Some(joined)) => Some((joined, record)),
-        other => {
-            record.end(other.map(drop), &shared.metrics, &shared.refusals);
-            None
-        }
+    let mut joined = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
+        Ok(Some(joined)) => joined,
+        other => return record.end(other.map(drop), &shared.metrics, &shared.refusals),
     };
-    while let Some((joined, mut record)) = next.take() {
+    loop {
         let destination = record.destination;
         let (outcome, resting) = match relay::carry(joined, &mut record).await {
             Ok(resting) => (Ok(()), resting),
             Err(refusal) => (Err(refusal), None),
         };
         record.end(outcome, &shared.metrics, &shared.refusals);
-        if let Some((resting, destination)) = resting.zip(destination) {
-            next = Box::pin(again(&shared, resting, from, destination)).await;
+        let Some((resting, destination)) = resting.zip(destination) else { return };
+        match Box::pin(again(&shared, resting, from, destination)).await {
+            Some(next) => (joined, record) = next,
+            None => return,
         }
     }
 }
@@ -60,7 +59,7 @@ async fn again(
     resting: Resting,
     from: SocketAddr,
     destination: SocketAddr,
-) -> Option<(Joined, Record)> {
+) -> Option<(Box<Joined>, Record)> {
     let Resting { mut tunnel, place: last } = sessions::next(shared, resting).await?;
     let generation = last.under.upgrade().filter(|one| shared.generation().is_ok_and(|now| Arc::ptr_eq(one, &now)))?;
     let Basis::Caller { proof, .. } = shared.registry.rests(&last)? else { return None };
@@ -76,7 +75,7 @@ async fn again(
     let (application, place) = reach(shared, address, place, &record).await.ok()?;
     tunnel.mark().await.ok()?;
     shared.metrics.resumed(Direction::Inbound);
-    Some((Joined { application, network: Network::Secured(Stream::Own(tunnel)), place }, record))
+    Some((Box::new(Joined { application, network: Network::Secured(Stream::Own(tunnel)), place }), record))
 }
 
 /// `None` = it was no connection, but a proof, and is over.
@@ -85,7 +84,7 @@ async fn establish(
     stream: TcpStream,
     pending: Handshake,
     record: &mut Record,
-) -> Result<Option<Joined>, Refusal> {
+) -> Result<Option<Box<Joined>>, Refusal> {
     let destination = shared.place.intercepted.destination(&stream)?;
     record.destination = Some(destination);
     shared.not_ourselves(destination)?;
@@ -100,7 +99,7 @@ async fn establish(
         let place = anybody(shared, &generation, port, destination.port(), None)?;
         let address = SocketAddr::new(destination.ip(), port.target_port);
         let (application, place) = reach(shared, address, place, record).await?;
-        return Ok(Some(Joined { application, network: Network::Plain(stream), place }));
+        return Ok(Some(Box::new(Joined { application, network: Network::Plain(stream), place })));
     }
     let (secured, place, target) = tokio::select! {
         biased;
@@ -112,7 +111,7 @@ async fn establish(
         return reprove::answer(shared, secured.stream, place, record).await.map(|()| None);
     }
     let (application, place) = reach(shared, SocketAddr::new(destination.ip(), target), place, record).await?;
-    Ok(Some(Joined { application, network: Network::Secured(secured.stream), place }))
+    Ok(Some(Box::new(Joined { application, network: Network::Secured(secured.stream), place })))
 }
 
 /// Handshake, verdict, registration; and the local port where the application takes this caller's calls.

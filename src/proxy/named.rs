@@ -41,7 +41,7 @@ pub(super) async fn call(
     application: TcpStream,
     destination: SocketAddr,
     record: &mut Record,
-) -> Result<Joined, Refusal> {
+) -> Result<Box<Joined>, Refusal> {
     let host = shared.guard.named(destination.ip()).ok_or(Refusal::DestinationNotDeclared)?;
     record.peer = host.to_string();
     match generation.brief().named(&host, destination.port())? {
@@ -59,7 +59,7 @@ pub(super) async fn call(
             let (stream, place) = secured(shared, generation, (link, host, destination.port()), record).await?;
             shared.metrics.connected(Direction::Outbound, record.mode);
             record.partner = Some(Called { name: link.name.clone(), met: true });
-            Ok(Joined { application, network: Network::Secured(stream), place })
+            Ok(Box::new(Joined { application, network: Network::Secured(stream), place }))
         }
     }
 }

@@ -44,7 +44,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAd
     record.end(outcome, &shared.metrics, &shared.refusals);
 }
 
-async fn establish(shared: &Shared, application: TcpStream, record: &mut Record) -> Result<Joined, Refusal> {
+async fn establish(shared: &Shared, application: TcpStream, record: &mut Record) -> Result<Box<Joined>, Refusal> {
     let destination = shared.place.intercepted.destination(&application)?;
     record.destination = Some(destination);
     record.peer = destination.ip().to_string();
@@ -82,7 +82,7 @@ async fn egress(
     application: TcpStream,
     destination: SocketAddr,
     record: &mut Record,
-) -> Result<Joined, Refusal> {
+) -> Result<Box<Joined>, Refusal> {
     let basis = Basis::Egress { address: destination };
     still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
     record.mode = "egress";
@@ -96,7 +96,7 @@ async fn splice(
     destination: SocketAddr,
     basis: Basis,
     record: &Record,
-) -> Result<Joined, Refusal> {
+) -> Result<Box<Joined>, Refusal> {
     let network = sockets::dial(destination, true).await?;
     pass(shared, generation, (application, network), basis, record)
 }
@@ -108,10 +108,10 @@ pub(super) fn pass(
     (application, network): (TcpStream, TcpStream),
     basis: Basis,
     record: &Record,
-) -> Result<Joined, Refusal> {
+) -> Result<Box<Joined>, Refusal> {
     let place = register(shared, generation, basis, |_| Ok(()))?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    Ok(Joined { application, network: Network::Plain(network), place })
+    Ok(Box::new(Joined { application, network: Network::Plain(network), place }))
 }
 
 /// Dials the address that the application dialled; the certificate must name the declared server.
@@ -122,13 +122,13 @@ async fn mutual(
     destination: SocketAddr,
     (server, pod, config): (SpiffeId, Option<String>, Arc<ClientConfig>),
     record: &mut Record,
-) -> Result<Joined, Refusal> {
+) -> Result<Box<Joined>, Refusal> {
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
     if let Some((stream, place)) = sessions::resume(shared, generation, destination, &server, pod.as_deref()).await {
         shared.metrics.connected(Direction::Outbound, record.mode);
-        return Ok(Joined { application, network: Network::Secured(stream), place });
+        return Ok(Box::new(Joined { application, network: Network::Secured(stream), place }));
     }
     let network = sockets::dial(destination, true).await?;
     let secured = secure(shared, network, (name, config), record).await?;
@@ -139,7 +139,7 @@ async fn mutual(
         current.judge.callee(&secured.chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
     })?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    Ok(Joined { application, network: Network::Secured(secured.stream), place })
+    Ok(Box::new(Joined { application, network: Network::Secured(secured.stream), place }))
 }
 
 /// The handshake with whoever answers, and its verdict. Nothing of the application's goes further before that.

@@ -51,7 +51,7 @@ impl Open {
 /// The open connections.
 #[derive(Debug, Default)]
 pub(super) struct Registry {
-    open: Mutex<HashMap<u64, Open>>,
+    open: Mutex<HashMap<u64, Box<Open>>>,
     next: AtomicU64,
 }
 
@@ -103,7 +103,7 @@ impl Pair {
 }
 
 impl Registry {
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Open>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Box<Open>>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -111,7 +111,7 @@ impl Registry {
     pub(super) fn enter(self: &Arc<Self>, basis: Basis) -> Place {
         let (kill, killed) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.lock().insert(id, Open { basis, kill: Some(kill), rests: false });
+        self.lock().insert(id, Box::new(Open { basis, kill: Some(kill), rests: false }));
         Place { registry: self.clone(), id, killed, seat: None, under: Weak::new() }
     }
 
@@ -194,7 +194,7 @@ impl Registry {
             Basis::Server { proof: Some(proof), .. } => proof.original.pod_uid().map(str::to_owned),
             _ => None,
         };
-        self.lock().values().filter_map(called).collect()
+        self.lock().values().filter_map(|open| called(open)).collect()
     }
 
     /// How many are open, inbound and outbound.

@@ -127,7 +127,7 @@ where
     if end != End::Refused(Refusal::Drained) {
         return (moved, end);
     }
-    (moved, if goodbye(application, carrier).await { End::Closed } else { end })
+    (moved, if Box::pin(goodbye(application, carrier)).await { End::Closed } else { end })
 }
 
 /// Two ends that may talk with each other.
@@ -152,48 +152,51 @@ pub(super) enum Network {
 
 /// Relays until both ends have ended, one broke or a rule ended it. Answers the session where another connection may
 /// follow.
-pub(super) async fn carry(joined: Joined, record: &mut Record) -> Result<Option<Resting>, Refusal> {
-    let Joined { application, network, place } = joined;
-    match network {
-        Network::Secured(Stream::Own(tunnel)) => {
-            let rest = between(application, tunnel, place, record).await?;
-            Ok(rest.map(|(tunnel, place)| Resting { tunnel, place }))
-        }
+pub(super) async fn carry(mut joined: Box<Joined>, record: &mut Record) -> Result<Option<Resting>, Refusal> {
+    // What waits for bytes is lent what it works with: a future that owned it would hold it more than once.
+    let Joined { application, network, place } = &mut *joined;
+    let rests = match network {
+        Network::Secured(Stream::Own(tunnel)) => between(application, &mut **tunnel, place, record).await?,
         // Rare, and large beside the other.
         Network::Secured(Stream::Rustls(stream)) => {
-            let carrier = Box::new(Streams::new(*stream, Wire::Tls));
-            Box::pin(between(application, carrier, place, record)).await.map(|_| None)
+            let mut carrier = Box::new(Streams::new(&mut **stream, Wire::Tls));
+            Box::pin(between(application, &mut *carrier, place, record)).await?
         }
         Network::Plain(network) => {
-            let carrier = Box::new(Streams::new(network, Wire::Plain));
-            Box::pin(between(application, carrier, place, record)).await.map(|_| None)
+            let mut carrier = Box::new(Streams::new(network, Wire::Plain));
+            Box::pin(between(application, &mut *carrier, place, record)).await?
         }
+    };
+    let Joined { network, place, .. } = *joined;
+    match network {
+        Network::Secured(Stream::Own(tunnel)) if rests => Ok(Some(Resting { tunnel, place })),
+        Network::Secured(_) | Network::Plain(_) => Ok(None),
     }
 }
 
-/// Relays over two sockets; unless both directions ended in order, both sides see a reset. Answers the network side
-/// where it rests.
+/// Relays over two sockets; unless both directions ended in order, both sides see a reset. Answers whether the network
+/// side rests.
 async fn between<C>(
-    mut application: TcpStream,
-    mut carrier: Box<C>,
-    mut place: Place,
+    application: &mut TcpStream,
+    carrier: &mut C,
+    place: &mut Place,
     record: &mut Record,
-) -> Result<Option<(Box<C>, Place)>, Refusal>
+) -> Result<bool, Refusal>
 where
     C: Carrier<TcpStream> + Underlying,
 {
-    let (count, end) = relay(&mut application, &mut *carrier, HALF_CLOSED, &mut place.killed).await;
+    let (count, end) = relay(application, carrier, HALF_CLOSED, &mut place.killed).await;
     record.moved = count;
     match end {
         End::Closed => {
-            sockets::end_cleanly(&application);
+            sockets::end_cleanly(application);
             if carrier.rests() {
-                return Ok(Some((carrier, place)));
+                return Ok(true);
             }
             sockets::end_cleanly(carrier.socket());
-            Ok(None)
+            Ok(false)
         }
-        End::Reset => Ok(None),
+        End::Reset => Ok(false),
         End::Refused(refusal) => Err(refusal),
         End::Cut(refusal) => {
             record.cut = true;

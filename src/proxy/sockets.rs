@@ -201,6 +201,12 @@ impl Underlying for TcpStream {
     }
 }
 
+impl<T: Underlying> Underlying for &mut T {
+    fn socket(&self) -> &TcpStream {
+        (**self).socket()
+    }
+}
+
 impl Underlying for tokio_rustls::TlsStream<TcpStream> {
     fn socket(&self) -> &TcpStream {
         self.get_ref().0
