@@ -22,7 +22,6 @@ use super::{
 };
 use crate::{
     brief::{Direction, Mode, Route},
-    identity::SpiffeId,
     refusal::{AlertDetail, Refusal, ServerDetail},
     telemetry,
 };
@@ -59,13 +58,13 @@ async fn establish(shared: &Shared, application: TcpStream, record: &mut Record)
     record.peer = route.server.to_string();
     let mode = declared_mode(&route, destination.port())?;
     record.mode = mode_word(mode);
-    let Route { server, pod, sidecar, .. } = route;
     if mode == Mode::MutualTls {
         generation.brief().stands()?;
-        let config = generation.client(&server)?;
-        let config = if sidecar { config } else { tls::without_protocol(&config) };
-        return mutual(shared, &generation, application, destination, (server, pod, config), record).await;
+        let config = generation.client(&route.server)?;
+        let config = if route.sidecar { config } else { tls::without_protocol(&config) };
+        return mutual(shared, &generation, application, destination, (route, config), record).await;
     }
+    let Route { server, pod, .. } = route;
     let basis = Basis::Server { address: destination, server, mode, pod, proof: None };
     still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
     splice(shared, &generation, application, destination, basis, record).await
@@ -120,13 +119,16 @@ async fn mutual(
     generation: &Arc<Generation>,
     application: TcpStream,
     destination: SocketAddr,
-    (server, pod, config): (SpiffeId, Option<String>, Arc<ClientConfig>),
+    (Route { server, pod, sidecar, .. }, config): (Route, Arc<ClientConfig>),
     record: &mut Record,
 ) -> Result<Box<Joined>, Refusal> {
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
-    if let Some((stream, place)) = sessions::resume(shared, generation, destination, &server, pod.as_deref()).await {
+    if sidecar
+        && let Some(pod) = &pod
+        && let Some((stream, place)) = sessions::resume(shared, generation, destination, &server, pod).await
+    {
         shared.metrics.connected(Direction::Outbound, record.mode);
         return Ok(Box::new(Joined { application, network: Network::Secured(stream), place }));
     }

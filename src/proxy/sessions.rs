@@ -39,12 +39,14 @@ const ACCEPT: Duration = Duration::from_secs(2);
 /// The generation has moved: a handshake is judged by the new one. Nobody is told.
 const AGAIN: Refusal = Refusal::HandshakeFailed(HandshakeDetail::Malformed);
 
-/// Where a session leads. A socket belongs to the thread that polls it.
+/// Where a session leads. Only to a pod's own address: behind a Service's, each connection finds a pod anew, and who would
+/// stay with one defeats that. A socket belongs to the thread that polls it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     thread: ThreadId,
     address: SocketAddr,
     server: SpiffeId,
+    pod: String,
 }
 
 /// A session where we called.
@@ -124,16 +126,16 @@ fn end(resting: Resting) {
     drop(resting);
 }
 
-fn key(address: SocketAddr, server: SpiffeId) -> Key {
-    Key { thread: std::thread::current().id(), address, server }
+fn key(address: SocketAddr, server: SpiffeId, pod: String) -> Key {
+    Key { thread: std::thread::current().id(), address, server, pod }
 }
 
 /// Keeps a session of ours for the next call of the same server at the same address.
 pub(super) fn rest(shared: &Shared, resting: Resting) {
     match shared.registry.rests(&resting.place) {
-        Some(Basis::Server { address, server, proof: Some(proof), .. }) => {
+        Some(Basis::Server { address, server, pod: Some(pod), proof: Some(proof), .. }) => {
             let generation = resting.place.under.clone();
-            shared.sessions.put(key(address, server), Idle { resting, proof, generation, since: Instant::now() });
+            shared.sessions.put(key(address, server, pod), Idle { resting, proof, generation, since: Instant::now() });
         }
         _ => end(resting),
     }
@@ -145,12 +147,12 @@ pub(super) async fn resume(
     generation: &Arc<Generation>,
     address: SocketAddr,
     server: &SpiffeId,
-    pod: Option<&str>,
+    pod: &str,
 ) -> Option<(Stream, Place)> {
     let Idle { resting: Resting { mut tunnel, place: last }, proof, .. } =
-        shared.sessions.take(&key(address, server.clone()), generation)?;
+        shared.sessions.take(&key(address, server.clone(), pod.to_owned()), generation)?;
     generation.judge.stands(&proof, telemetry::now()).ok()?;
-    let (server, pod) = (server.clone(), pod.map(str::to_owned));
+    let (server, pod) = (server.clone(), Some(pod.to_owned()));
     let basis = Basis::Server { address, server, mode: Mode::MutualTls, pod, proof: Some(proof) };
     let place = outbound::register(shared, generation, basis, |_| Err(AGAIN)).ok()?;
     drop(last);

@@ -80,6 +80,7 @@ impl Laboratory {
         self.control.declare(SERVER, "server", Some(self.brief("server", vec![port])));
         if let Ok(served) = SERVED.parse() {
             self.control.route(CLIENT, served, &self.control.domain.id("server"), Mode::MutualTls);
+            self.control.owned(CLIENT, served.ip(), SERVER);
         }
     }
 

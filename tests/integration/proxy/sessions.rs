@@ -28,6 +28,11 @@ struct Two {
 
 /// A server, and a client of it that dials `through`, or the server itself.
 async fn two(through: impl AsyncFnOnce(SocketAddr) -> SocketAddr) -> Two {
+    two_by(through, true).await
+}
+
+/// The same; whether that is its pod's own address, or a Service's.
+async fn two_by(through: impl AsyncFnOnce(SocketAddr) -> SocketAddr, own: bool) -> Two {
     let control = control().await;
     let ip = address();
     let application = Application::start(ip, Behaviour::Echo).await;
@@ -35,6 +40,9 @@ async fn two(through: impl AsyncFnOnce(SocketAddr) -> SocketAddr) -> Two {
     let id = control.domain.id("server");
     let there = through(server.inbound[0]).await;
     let client = Plan::new(&control, "client", address()).calls(there, &id, Mode::MutualTls).start().await;
+    if own {
+        control.owned(&client.home.uid, there.ip(), &server.home.uid);
+    }
     Two { control, application, server, client }
 }
 
@@ -80,6 +88,15 @@ async fn connections_one_after_the_other_share_a_handshake_and_nothing_else() {
     assert!(resumed >= 20.0, "{resumed} of 40");
     assert_eq!(two.application.accepted(), 40);
     assert_eq!(two.server.metric("entente_connections_total{direction=\"inbound\",mode=\"MutualTLS\"}").await, 40.0);
+}
+
+#[tokio::test]
+async fn behind_the_address_of_a_service_each_connection_finds_a_pod_anew() {
+    let two = two_by(itself, false).await;
+    for _ in 0..6 {
+        two.call(b"any of you").await;
+    }
+    assert_eq!(two.seen().await, [6.0, 0.0]);
 }
 
 #[tokio::test]
