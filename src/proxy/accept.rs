@@ -2,7 +2,10 @@
 
 use std::{future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::OwnedSemaphorePermit,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{access::Record, inbound, limits::Limits, outbound, shards::Shards, shared::Shared, sockets};
@@ -13,6 +16,17 @@ use crate::{
 
 /// First and longest pause after an accept that failed for want of descriptors.
 const PAUSE: [Duration; 2] = [Duration::from_millis(10), Duration::from_millis(250)];
+
+/// A connection that was let in. It is given on in a box, since futures hold what they are given more than once.
+#[derive(Debug)]
+pub(super) struct Arrival<P> {
+    /// Who connected.
+    pub(super) from: SocketAddr,
+    /// Among the handshakes under way, where one is expected.
+    pub(super) pending: P,
+    /// Among the connections.
+    pub(super) place: OwnedSemaphorePermit,
+}
 
 /// What the accept loops need.
 #[derive(Clone)]
@@ -85,16 +99,16 @@ impl Acceptor {
         };
         let shared = self.shared.clone();
         match direction {
-            Direction::Outbound => self.carry(stream, move |stream| async move {
-                outbound::serve(shared, stream, from).await;
-                drop(place);
-            }),
+            Direction::Outbound => {
+                let arrival = Box::new(Arrival { from, pending: (), place });
+                self.carry(stream, move |stream| outbound::serve(shared, stream, arrival));
+            }
             Direction::Inbound => match self.limits.handshake(from.ip()) {
                 Err(refusal) => refuse(stream, refusal),
-                Ok(pending) => self.carry(stream, move |stream| async move {
-                    inbound::serve(shared, stream, from, pending).await;
-                    drop(place);
-                }),
+                Ok(pending) => {
+                    let arrival = Box::new(Arrival { from, pending, place });
+                    self.carry(stream, move |stream| inbound::serve(shared, stream, arrival));
+                }
             },
         }
     }

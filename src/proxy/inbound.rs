@@ -6,6 +6,7 @@ use rustls_pki_types::CertificateDer;
 use tokio::{net::TcpStream, time::timeout};
 
 use super::{
+    accept::Arrival,
     access::Record,
     basis::{Basis, Proof, still_admitted},
     generation::Generation,
@@ -30,7 +31,9 @@ use crate::{
 const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// Serves one accepted connection to its end.
-pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr, pending: Handshake) {
+pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<Arrival<Handshake>>) {
+    // Held to the end.
+    let Arrival { from, pending, place: _place } = *arrival;
     let mut record = Record::begin(Direction::Inbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
     let mut joined = match Box::pin(establish(&shared, stream, pending, &mut record)).await {

@@ -7,6 +7,7 @@ use rustls_pki_types::ServerName;
 use tokio::net::TcpStream;
 
 use super::{
+    accept::Arrival,
     access::Record,
     basis::{Basis, Proof, still_admitted},
     dns,
@@ -27,7 +28,8 @@ use crate::{
 };
 
 /// Serves one connection of our application to its end.
-pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAddr) {
+pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<Arrival<()>>) {
+    let Arrival { from, pending: (), place } = *arrival;
     let mut record = Record::begin(Direction::Outbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
     let carried = match Box::pin(establish(&shared, stream, &mut record)).await {
@@ -41,6 +43,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, from: SocketAd
     });
     named::tell(&shared, &record, outcome);
     record.end(outcome, &shared.metrics, &shared.refusals);
+    drop(place);
 }
 
 async fn establish(shared: &Shared, application: TcpStream, record: &mut Record) -> Result<Box<Joined>, Refusal> {

@@ -101,9 +101,10 @@ impl Shards {
         shard.open.fetch_add(1, Ordering::Relaxed);
         let carried = Carried { open: shard.open.clone(), _tracked: tasks.token() };
         let given = if to == index { Ok(Given::Here(stream)) } else { stream.into_std().map(Given::Moved) };
+        let given = Box::new(given);
         shard.handle.spawn(async move {
-            // A future that is captured is kept beside the one that is awaited: so it is made in here.
-            match given.and_then(Given::taken) {
+            // What is captured is kept beside what is awaited: so that is made in here, and the rest is small.
+            match (*given).and_then(Given::taken) {
                 Ok(stream) => serve(stream).await,
                 // What cannot be taken over is closed, which is what would befall it at the first read.
                 Err(error) => tracing::warn!(%error, "cannot take a connection over"),

@@ -41,7 +41,7 @@ pub(crate) struct Measure {
 /// All that is counted.
 pub(crate) const COUNTED: &[Measure] = &[
     Measure { name: "request", load: Load::Requests, times: 1000, tolerance: 2.0 },
-    Measure { name: "connection", load: Load::Connections, times: 200, tolerance: 1.5 },
+    Measure { name: "connection", load: Load::Connections, times: 200, tolerance: 3.0 },
     Measure { name: "MiB to the server", load: Load::Up, times: 256, tolerance: 25.0 },
     Measure { name: "MiB to the client", load: Load::Down, times: 256, tolerance: 25.0 },
 ];
