@@ -26,6 +26,8 @@ pub(super) struct Arrival<P> {
     pub(super) pending: P,
     /// Among the connections.
     pub(super) place: OwnedSemaphorePermit,
+    /// Where it comes from.
+    pub(super) limits: Arc<Limits>,
 }
 
 /// What the accept loops need.
@@ -100,13 +102,13 @@ impl Acceptor {
         let shared = self.shared.clone();
         match direction {
             Direction::Outbound => {
-                let arrival = Box::new(Arrival { from, pending: (), place });
+                let arrival = Box::new(Arrival { from, pending: (), place, limits: self.limits.clone() });
                 self.carry(stream, move |stream| outbound::serve(shared, stream, arrival));
             }
             Direction::Inbound => match self.limits.handshake(from.ip()) {
                 Err(refusal) => refuse(stream, refusal),
                 Ok(pending) => {
-                    let arrival = Box::new(Arrival { from, pending, place });
+                    let arrival = Box::new(Arrival { from, pending, place, limits: self.limits.clone() });
                     self.carry(stream, move |stream| inbound::serve(shared, stream, arrival));
                 }
             },

@@ -3,13 +3,14 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use rustls_pki_types::CertificateDer;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::OwnedSemaphorePermit, time::timeout};
 
 use super::{
     accept::Arrival,
     access::Record,
     basis::{Basis, Proof, still_admitted},
     generation::Generation,
+    limits::Limits,
     metrics::mode_word,
     registry::Place,
     relay::{self, Joined, Network, Resting},
@@ -32,8 +33,7 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<Arrival<Handshake>>) {
-    // Held to the end.
-    let Arrival { from, pending, place: _place } = *arrival;
+    let Arrival { from, pending, mut place, limits } = *arrival;
     let mut record = Record::begin(Direction::Inbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
     let mut joined = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
@@ -48,8 +48,10 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<A
         };
         record.end(outcome, &shared.metrics, &shared.refusals);
         let Some((resting, destination)) = resting.zip(destination) else { return };
-        match Box::pin(again(&shared, resting, from, destination)).await {
-            Some(next) => (joined, record) = next,
+        // A session that rests is no connection, and takes the place of none.
+        drop(place);
+        match Box::pin(again(&shared, &limits, resting, (from, destination))).await {
+            Some(next) => (joined, record, place) = next,
             None => return,
         }
     }
@@ -59,11 +61,17 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<A
 /// hands anew. Nobody is told: it comes again at once.
 async fn again(
     shared: &Shared,
+    limits: &Limits,
     resting: Resting,
-    from: SocketAddr,
-    destination: SocketAddr,
-) -> Option<(Box<Joined>, Record)> {
+    (from, destination): (SocketAddr, SocketAddr),
+) -> Option<(Box<Joined>, Record, OwnedSemaphorePermit)> {
+    let Some(rest) = limits.rest() else {
+        sessions::end(resting);
+        return None;
+    };
     let Resting { mut tunnel, place: last } = sessions::next(shared, resting).await?;
+    drop(rest);
+    let taken = limits.connection().ok()?;
     let generation = last.under.upgrade().filter(|one| shared.generation().is_ok_and(|now| Arc::ptr_eq(one, &now)))?;
     let Basis::Caller { proof, .. } = shared.registry.rests(&last)? else { return None };
     generation.judge.stands(&proof, telemetry::now()).ok()?;
@@ -78,7 +86,7 @@ async fn again(
     let (application, place) = reach(shared, address, place, &record).await.ok()?;
     tunnel.mark().await.ok()?;
     shared.metrics.resumed(Direction::Inbound);
-    Some((Box::new(Joined { application, network: Network::Secured(Stream::Own(tunnel)), place }), record))
+    Some((Box::new(Joined { application, network: Network::Secured(Stream::Own(tunnel)), place }), record, taken))
 }
 
 /// `None` = it was no connection, but a proof, and is over.

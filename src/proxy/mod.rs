@@ -199,7 +199,7 @@ impl Bound {
         let (shards, threads) = Shards::start(shards, &stop).context("cannot start the threads that carry data")?;
         let most = limits::connections(limits::descriptors(), limits::memory());
         tracing::info!(most, "connections at a time");
-        let limits = Arc::new(Limits::new(most));
+        let limits = Arc::new(Limits::new(most, limits::sessions(limits::descriptors())));
         let acceptor = Acceptor { shared: shared.clone(), limits, tasks: connections.clone(), shards, index: 0 };
         for (together, direction, stop) in
             [(inbound, Direction::Inbound, &stop_inbound), (outbound, Direction::Outbound, &stop)]

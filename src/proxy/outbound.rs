@@ -29,7 +29,7 @@ use crate::{
 
 /// Serves one connection of our application to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<Arrival<()>>) {
-    let Arrival { from, pending: (), place } = *arrival;
+    let Arrival { from, pending: (), place, limits: _ } = *arrival;
     let mut record = Record::begin(Direction::Outbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
     let carried = match Box::pin(establish(&shared, stream, &mut record)).await {

@@ -121,7 +121,8 @@ impl Sessions {
     }
 }
 
-fn end(resting: Resting) {
+/// Ends a session in order.
+pub(super) fn end(resting: Resting) {
     sockets::end_cleanly(resting.tunnel.socket());
     drop(resting);
 }
