@@ -1,5 +1,4 @@
 //! Bounds: handshakes under way, in all and per source, and open connections by the descriptors and the memory there are.
-
 //!
 //! Whoever is in goes on, whoever comes on top is refused with a reason: a process that is out of memory is killed, and
 //! takes all its connections with it.

@@ -19,7 +19,7 @@ use super::{
     sessions,
     shared::Shared,
     sockets,
-    tls::{self, Secured},
+    tls::{self, Secured, Stream},
 };
 use crate::{
     brief::{Direction, Mode, Route},
@@ -63,9 +63,16 @@ async fn establish(shared: &Shared, application: TcpStream, record: &mut Record)
     record.mode = mode_word(mode);
     if mode == Mode::MutualTls {
         generation.brief().stands()?;
-        let config = generation.client(&route.server)?;
-        let config = if route.sidecar { config } else { tls::without_protocol(&config) };
-        return mutual(shared, &generation, application, destination, (route, config), record).await;
+        let resumed = match &route.pod {
+            Some(pod) if route.sidecar => sessions::resume(shared, &generation, destination, &route.server, pod).await,
+            Some(_) | None => None,
+        };
+        let (stream, place) = match resumed {
+            Some(resumed) => resumed,
+            None => mutual(shared, &generation, destination, route, record).await?,
+        };
+        shared.metrics.connected(Direction::Outbound, record.mode);
+        return Ok(Box::new(Joined { application, network: Network::Secured(stream), place }));
     }
     let Route { server, pod, .. } = route;
     let basis = Basis::Server { address: destination, server, mode, pod, proof: None };
@@ -120,21 +127,15 @@ pub(super) fn pass(
 async fn mutual(
     shared: &Shared,
     generation: &Arc<Generation>,
-    application: TcpStream,
     destination: SocketAddr,
-    (Route { server, pod, sidecar, .. }, config): (Route, Arc<ClientConfig>),
+    Route { server, pod, sidecar, .. }: Route,
     record: &mut Record,
-) -> Result<Box<Joined>, Refusal> {
+) -> Result<(Stream, Place), Refusal> {
+    let config = generation.client(&server)?;
+    let config = if sidecar { config } else { tls::without_protocol(&config) };
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
-    if sidecar
-        && let Some(pod) = &pod
-        && let Some((stream, place)) = sessions::resume(shared, generation, destination, &server, pod).await
-    {
-        shared.metrics.connected(Direction::Outbound, record.mode);
-        return Ok(Box::new(Joined { application, network: Network::Secured(stream), place }));
-    }
     let network = sockets::dial(destination, true).await?;
     let secured = secure(shared, network, (name, config), record).await?;
     let verdict = secured.verdict.ok_or(Refusal::NoCertificate)?;
@@ -143,8 +144,7 @@ async fn mutual(
     let place = register(shared, generation, basis, |current| {
         current.judge.callee(&secured.chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
     })?;
-    shared.metrics.connected(Direction::Outbound, record.mode);
-    Ok(Box::new(Joined { application, network: Network::Secured(secured.stream), place }))
+    Ok((secured.stream, place))
 }
 
 /// The handshake with whoever answers, and its verdict. Nothing of the application's goes further before that.

@@ -5,7 +5,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::ThreadId,
     time::Duration,
 };
@@ -54,14 +54,14 @@ struct Key {
 struct Idle {
     resting: Resting,
     proof: Proof,
-    generation: Weak<Generation>,
     since: Instant,
 }
 
 impl Idle {
     /// Whether the generation `current` let it begin, and nothing has ended it.
     fn fits(&mut self, current: &Arc<Generation>) -> bool {
-        std::ptr::eq(self.generation.as_ptr(), Arc::as_ptr(current)) && self.resting.place.killed.try_recv().is_err()
+        let place = &mut self.resting.place;
+        std::ptr::eq(place.under.as_ptr(), Arc::as_ptr(current)) && place.killed.try_recv().is_err()
     }
 }
 
@@ -135,8 +135,7 @@ fn key(address: SocketAddr, server: SpiffeId, pod: String) -> Key {
 pub(super) fn rest(shared: &Shared, resting: Resting) {
     match shared.registry.rests(&resting.place) {
         Some(Basis::Server { address, server, pod: Some(pod), proof: Some(proof), .. }) => {
-            let generation = resting.place.under.clone();
-            shared.sessions.put(key(address, server, pod), Idle { resting, proof, generation, since: Instant::now() });
+            shared.sessions.put(key(address, server, pod), Idle { resting, proof, since: Instant::now() });
         }
         _ => end(resting),
     }

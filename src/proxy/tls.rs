@@ -112,8 +112,7 @@ pub(super) fn mutual(making: Making<'_>, port: &Port) -> Result<Arc<ServerConfig
     let tls12 = links().any(|link| link.tls12);
     let mut config = server_config(versions(tls12), Arc::new(caller), Arc::new(names))?;
     // A client without ALPN passes, one that insists on another protocol does not: rustls' rule is ours.
-    let sessions = config.enable_secret_extraction.then_some(ALPN_SESSIONS);
-    config.alpn_protocols = sessions.into_iter().chain([ALPN, ALPN_REPROVE]).map(<[u8]>::to_vec).collect();
+    config.alpn_protocols = protocols(config.enable_secret_extraction, &[ALPN, ALPN_REPROVE]);
     Ok(Arc::new(config))
 }
 
@@ -143,9 +142,7 @@ fn versions(tls12: bool) -> &'static [&'static SupportedProtocolVersion] {
 pub(super) fn dial(leaf: &Leaf, judge: &Arc<Judge>, expected: SpiffeId) -> Result<Arc<ClientConfig>, TlsError> {
     let callee = Callee { judge: judge.clone(), expected };
     let mut config = client_config(versions(false), Arc::new(callee), Some(leaf.certified.clone()))?;
-    // Our own record layer knows where a connection ends that another may follow.
-    let sessions = config.enable_secret_extraction.then_some(ALPN_SESSIONS);
-    config.alpn_protocols = sessions.into_iter().chain([ALPN]).map(<[u8]>::to_vec).collect();
+    config.alpn_protocols = protocols(config.enable_secret_extraction, &[ALPN]);
     Ok(Arc::new(config))
 }
 
@@ -212,6 +209,12 @@ fn server_config(
 /// Whether connections are carried by our own record layer, which speaks TLS 1.3 alone.
 fn own_records(versions: &[&'static SupportedProtocolVersion]) -> bool {
     !cfg!(feature = "rustls-records") && versions.iter().all(|version| version.version == ProtocolVersion::TLSv1_3)
+}
+
+/// Application protocols of ours, sessions first: our own record layer alone knows where a connection ends that another
+/// may follow.
+fn protocols(own_records: bool, others: &[&[u8]]) -> Vec<Vec<u8>> {
+    own_records.then_some(ALPN_SESSIONS).iter().chain(others).map(|protocol| protocol.to_vec()).collect()
 }
 
 fn client_config(

@@ -75,9 +75,7 @@ impl<'a> Edge<'a> {
 
     /// Refusals with `reason` that the server's sidecar has counted.
     async fn refusals(&self, reason: &str) -> f64 {
-        let text = eventually("metrics", || self.server.fetch("/metrics")).await;
-        let series = format!("entente_refusals_total{{direction=\"inbound\",reason=\"{reason}\"}} ");
-        text.lines().find_map(|line| line.strip_prefix(&series)).map_or(0.0, |count| count.trim().parse().unwrap())
+        eventually("metrics", || self.server.refusals("inbound", reason)).await
     }
 }
 

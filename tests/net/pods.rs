@@ -434,8 +434,16 @@ impl Pod<'_> {
 
     /// Waits until the sidecar has counted refusals with `reason`.
     pub(crate) async fn refused(&self, direction: &str, reason: &str) {
-        let series = format!("entente_refusals_total{{direction=\"{direction}\",reason=\"{reason}\"}}");
-        eventually(&series, || async { self.fetch("/metrics").await?.contains(&series).then_some(()) }).await;
+        let some = || async { self.refusals(direction, reason).await.filter(|count| *count > 0.0) };
+        eventually(&format!("{direction} refusals with {reason}"), some).await;
+    }
+
+    /// How many refusals with `reason` the sidecar has counted, if it can be asked.
+    pub(crate) async fn refusals(&self, direction: &str, reason: &str) -> Option<f64> {
+        let series = format!("entente_refusals_total{{direction=\"{direction}\",reason=\"{reason}\"}} ");
+        let text = self.fetch("/metrics").await?;
+        let count = text.lines().find_map(|line| line.strip_prefix(&series));
+        Some(count.map_or(0.0, |count| count.trim().parse().unwrap()))
     }
 
     /// Plays `act` in the pod, as root: not exempt from the rules.
@@ -507,7 +515,6 @@ impl Drop for Memory {
     }
 }
 
-/// Links a program, or copies it where that cannot be.
 async fn run(command: &str) {
     let mut words = command.split(' ');
     let status = Command::new(words.next().unwrap()).args(words).status();

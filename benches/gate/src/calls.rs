@@ -11,16 +11,13 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use entente::brief::{Mode, Port};
+use entente::brief::Mode;
 
 use crate::{
     baseline::Counted,
     load::{self, Load},
-    sidecars::{CLIENT, Listening, PORT, SERVER, TOLD, Told},
-    support::{
-        control::{Server, everyone},
-        eventually,
-    },
+    sidecars::{CLIENT, Listening, SERVER, TOLD, Told, served},
+    support::{control::Server, eventually},
 };
 
 /// How often everything is counted.
@@ -146,10 +143,8 @@ fn told(control: &Server) -> Told {
 
 /// Tells the control server of both pods.
 fn declare(control: &Arc<Server>, target_port: u16) {
-    let name = "served".to_owned();
-    let port = Port { name, port: PORT, target_port, mode: Mode::MutualTls, allow: everyone(), server_tls: None };
     control.declare(CLIENT.0, CLIENT.0, Some(control.brief(CLIENT.0, vec![])));
-    control.declare(SERVER.0, SERVER.0, Some(control.brief(SERVER.0, vec![port])));
+    control.declare(SERVER.0, SERVER.0, Some(control.brief(SERVER.0, vec![served(target_port)])));
 }
 
 /// Both sidecars under strace; killed when dropped.

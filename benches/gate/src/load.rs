@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, ensure};
 
-/// Bytes of a request, and of its answer.
-const REQUEST: usize = 1024;
+use crate::sidecars::REQUEST;
+
 /// What is written at a time.
 const PIECE: usize = 1 << 18;
 /// How long nothing may happen.

@@ -11,6 +11,7 @@ use std::{
 
 use anyhow::Context;
 use entente::{
+    brief::{Mode, Port},
     proxy::{self, Bound, Config, Control, Intercepted},
     sidecar::Probes,
     telemetry,
@@ -18,12 +19,16 @@ use entente::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use crate::support::control::everyone;
+
 /// The pod that calls, and its server's name.
 pub(crate) const CLIENT: (&str, IpAddr) = ("client", IpAddr::V4(Ipv4Addr::new(127, 0, 61, 1)));
 /// The pod that is called.
 pub(crate) const SERVER: (&str, IpAddr) = ("server", IpAddr::V4(Ipv4Addr::new(127, 0, 61, 2)));
 /// What is dialled.
 pub(crate) const PORT: u16 = 5061;
+/// Bytes of a request, and of its answer.
+pub(crate) const REQUEST: usize = 1024;
 /// The file that tells where the control server is.
 pub(crate) const TOLD: &str = "control.json";
 
@@ -41,6 +46,12 @@ pub(crate) struct Listening {
     pub(crate) outbound: SocketAddr,
     /// For the other sidecar.
     pub(crate) inbound: SocketAddr,
+}
+
+/// What the server serves, by an application that listens on `target_port`.
+pub(crate) fn served(target_port: u16) -> Port {
+    let name = "served".to_owned();
+    Port { name, port: PORT, target_port, mode: Mode::MutualTls, allow: everyone(), server_tls: None }
 }
 
 /// Says where they listen, waits for a line, and runs them until the input ends.

@@ -4,20 +4,15 @@ use std::net::Ipv4Addr;
 
 use anyhow::Context;
 use entente::{
-    brief::{Brief, Mode, Port},
+    brief::Brief,
     proxy::gate::{Connection, Server},
 };
 use tokio::runtime::Runtime;
 
-use crate::support::{
-    control::{self, everyone},
-    domain::Domain,
+use crate::{
+    sidecars::{PORT, REQUEST, served},
+    support::{control, domain::Domain},
 };
-
-/// What is dialled.
-const PORT: u16 = 5061;
-/// Bytes of a request, and of its answer.
-const REQUEST: usize = 1024;
 
 /// Kinds of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -51,16 +46,8 @@ impl Ready {
     async fn new() -> anyhow::Result<Self> {
         // It lends its authority and is not asked.
         let domain = control::Server::start(Ipv4Addr::LOCALHOST.into()).await;
-        let port = Port {
-            name: "served".to_owned(),
-            port: PORT,
-            target_port: PORT,
-            mode: Mode::MutualTls,
-            allow: everyone(),
-            server_tls: None,
-        };
         let caller = server(&domain.domain, "client", domain.brief("client", vec![]))?;
-        let callee = server(&domain.domain, "server", domain.brief("server", vec![port]))?;
+        let callee = server(&domain.domain, "server", domain.brief("server", vec![served(PORT)]))?;
         // What is made at first use is made by this.
         let connection = Connection::open(&caller, &callee, PORT).await?;
         Ok(Self { caller, callee, connection })

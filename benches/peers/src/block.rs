@@ -43,14 +43,15 @@ pub(crate) async fn run(
     options: &Options,
 ) -> anyhow::Result<(Vec<Figure>, Vec<String>)> {
     let (mut figures, mut problems) = (vec![], vec![]);
+    let mut keep = |part: Part, taken: anyhow::Result<Vec<Figure>>| match taken {
+        Ok(taken) => figures.extend(taken),
+        Err(error) => problems.push(format!("{} {part:?}: {error:#}", peer.name())),
+    };
     if options.does(Part::Idle)
         && peer != Peer::Direct
         && let Some(pair) = laboratory.pair(peer).await?
     {
-        match idle(&pair).await {
-            Ok(taken) => figures.extend(taken),
-            Err(error) => problems.push(format!("{} idle: {error:#}", peer.name())),
-        }
+        keep(Part::Idle, idle(&pair).await);
         pair.end().await;
     }
     let mut pair = laboratory.pair(peer).await?;
@@ -58,10 +59,7 @@ pub(crate) async fn run(
         if !options.does(part) {
             continue;
         }
-        match timed(part, rate, options, pair.as_ref()).await {
-            Ok(taken) => figures.extend(taken),
-            Err(error) => problems.push(format!("{} {part:?}: {error:#}", peer.name())),
-        }
+        keep(part, timed(part, rate, options, pair.as_ref()).await);
         if let Some(pair) = &mut pair {
             pair.must_run()?;
         }
@@ -72,10 +70,7 @@ pub(crate) async fn run(
     if options.does(Part::Handshakes) && peer != Peer::Direct {
         laboratory.sessions(false);
         let pair = laboratory.pair(peer).await?;
-        match timed(Part::Handshakes, rate, options, pair.as_ref()).await {
-            Ok(taken) => figures.extend(taken),
-            Err(error) => problems.push(format!("{} handshakes: {error:#}", peer.name())),
-        }
+        keep(Part::Handshakes, timed(Part::Handshakes, rate, options, pair.as_ref()).await);
         if let Some(pair) = pair {
             pair.end().await;
         }
@@ -120,16 +115,8 @@ async fn timed(part: Part, rate: u32, options: &Options, pair: Option<&Pair>) ->
             figures
         }
         Part::Single => vec![("single_p50_us", outcome.p50_us)],
-        Part::Connects => {
-            let mut figures = vec![("connects_per_s", per_second(&outcome))];
-            figures.extend(cost.map(|used| ("connect_cpu_us", each(used, &outcome))));
-            figures
-        }
-        Part::Handshakes => {
-            let mut figures = vec![("handshakes_per_s", per_second(&outcome))];
-            figures.extend(cost.map(|used| ("handshake_cpu_us", each(used, &outcome))));
-            figures
-        }
+        Part::Connects => counted(&outcome, cost, ["connects_per_s", "connect_cpu_us"]),
+        Part::Handshakes => counted(&outcome, cost, ["handshakes_per_s", "handshake_cpu_us"]),
         Part::Paced => vec![("paced_p50_us", outcome.p50_us), ("paced_p99_us", outcome.p99_us)],
         Part::Storm => vec![("storm_p99_us", outcome.p99_us)],
         Part::Idle | Part::Calls => vec![],
@@ -154,6 +141,12 @@ fn bulk(outcome: &Outcome, used: Option<Used>, names: [&'static str; 4]) -> Vec<
         figures.extend([(names[1], (a + b) / gigabytes), (names[2], a / gigabytes), (names[3], b / gigabytes)]);
     }
     figures
+}
+
+/// How many there were in a second, and what one cost A and B.
+fn counted(outcome: &Outcome, used: Option<Used>, names: [&'static str; 2]) -> Vec<Figure> {
+    let cost = used.map(|used| (names[1], each(used, outcome)));
+    [(names[0], per_second(outcome))].into_iter().chain(cost).collect()
 }
 
 /// Microseconds of processor time that A and B used for one operation.

@@ -5,7 +5,7 @@
 
 use std::io;
 
-use rustls::ContentType;
+use rustls::{AlertDescription, ContentType};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -13,7 +13,7 @@ use tokio::{
 
 use super::{
     super::{
-        records::{self, Opened},
+        records::{self, Opened, Records},
         registry::Place,
     },
     Tunnel,
@@ -36,8 +36,16 @@ pub(in super::super) struct Resting {
 impl<S: Socket> Tunnel<S> {
     /// Says that a connection begins, or that it is accepted.
     pub(in super::super) async fn mark(&mut self) -> io::Result<()> {
+        self.send(Records::mark).await
+    }
+
+    /// Sends what `seal` makes.
+    async fn send(
+        &mut self,
+        seal: impl FnOnce(&mut Records, &mut Vec<u8>) -> Result<(), rustls::Error>,
+    ) -> io::Result<()> {
         let mut out = Vec::new();
-        self.records.mark(&mut out).map_err(broken)?;
+        seal(&mut self.records, &mut out).map_err(broken)?;
         self.network.write_all(&out).await
     }
 
@@ -54,7 +62,7 @@ impl<S: Socket> Tunnel<S> {
                         return Ok(());
                     }
                     Opened::Nothing => {}
-                    Opened::UpdateRequested => self.follow().await?,
+                    Opened::UpdateRequested => self.send(Records::update).await?,
                     Opened::Data(_) | Opened::Closed => return Err(io::ErrorKind::UnexpectedEof.into()),
                 }
                 continue;
@@ -67,18 +75,13 @@ impl<S: Socket> Tunnel<S> {
         }
     }
 
-    async fn follow(&mut self) -> io::Result<()> {
-        let mut out = Vec::new();
-        self.records.update(&mut out).map_err(broken)?;
-        self.network.write_all(&out).await
-    }
-
     /// Says `word` and the end of our direction, and waits until the peer has ended its own.
     pub(in super::super) async fn say_last(&mut self, word: &[u8]) -> io::Result<()> {
-        let mut out = Vec::new();
-        self.records.say(ContentType::ApplicationData, word, &mut out).map_err(broken)?;
-        self.records.alert(rustls::AlertDescription::CloseNotify, &mut out).map_err(broken)?;
-        self.network.write_all(&out).await?;
+        self.send(|records, out| {
+            records.say(ContentType::ApplicationData, word, out)?;
+            records.alert(AlertDescription::CloseNotify, out)
+        })
+        .await?;
         self.network.shutdown().await?;
         self.network.read(&mut [0; 64]).await.map(drop)
     }
