@@ -14,6 +14,9 @@ mod dns;
 mod drain;
 mod enrol;
 mod expiry;
+#[cfg(any(test, feature = "fuzz"))]
+#[doc(hidden)]
+pub mod fuzz;
 #[cfg(feature = "gate")]
 #[doc(hidden)]
 pub mod gate;

@@ -5,6 +5,8 @@
 //! nobody keeps, and changes of keys.
 
 mod aead;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) mod fuzz;
 
 use std::fmt;
 

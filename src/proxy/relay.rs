@@ -5,7 +5,7 @@
 //! one side to the other is a [`Carrier`]'s business: our own record layer's ([`tunnel`]), or any byte stream's
 //! ([`streams`]), which is what rustls does by itself.
 
-#[cfg(any(test, feature = "gate"))]
+#[cfg(any(test, feature = "fuzz", feature = "gate"))]
 pub(super) mod memory;
 mod session;
 mod socket;
@@ -29,6 +29,8 @@ use tokio::{
 };
 
 use self::streams::{Streams, Wire};
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) use self::tunnel::fuzz;
 pub(super) use self::{session::Resting, tunnel::Tunnel};
 use super::{
     access::{Moved, Record},

@@ -33,6 +33,8 @@ use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream, client};
 
 pub(super) use self::certificates::presented;
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) use self::handshake::fuzz;
 use self::{
     certificates::{OwnNames, Served},
     handshake::Endpoint,

@@ -12,9 +12,19 @@ use super::socket::Socket;
 
 impl Socket for DuplexStream {
     fn poll_scatter(&mut self, cx: &mut Context<'_>, places: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
-        let mut into = ReadBuf::new(&mut places[0]);
-        let read = Pin::new(self).poll_read(cx, &mut into);
-        read.map_ok(|()| into.filled().len())
+        let mut length = 0;
+        for place in places {
+            let mut into = ReadBuf::new(place);
+            match Pin::new(&mut *self).poll_read(cx, &mut into) {
+                Poll::Ready(Ok(())) => length += into.filled().len(),
+                Poll::Pending if length > 0 => break,
+                other => return other.map_ok(|()| length),
+            }
+            if into.remaining() > 0 {
+                break;
+            }
+        }
+        Poll::Ready(Ok(length))
     }
 }
 

@@ -1,6 +1,9 @@
 //! The carrier whose network side is our own record layer: one read into the thread's buffer, records sealed or opened
 //! where they lie, one write. A connection owns bytes only while a side is slow, or a record incomplete.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(in super::super) mod fuzz;
+
 use std::{
     io::{self, IoSlice, IoSliceMut},
     pin::Pin,

@@ -1,5 +1,8 @@
 //! TLS 1.3 handshakes by rustls' unbuffered connections: what comes after the handshake stays ours, and so do the keys.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub(in super::super) mod fuzz;
+
 use std::{io, ops::DerefMut};
 
 use rustls::{

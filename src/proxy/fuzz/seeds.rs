@@ -1,0 +1,120 @@
+//! What libFuzzer begins with: a few inputs of each target, so that none of what they choose from must be guessed.
+
+/// The names of the targets.
+pub const TARGETS: [&str; 3] = ["records", "tunnel", "handshake"];
+
+/// Small pieces, and long ones.
+const PIECES: [[u8; 8]; 2] = [[0, 0, 0, 4, 0, 1, 0, 9], [0xFF; 8]];
+
+/// What a peer may say, as [`super::records`] reads it.
+const SAID: [&[u8]; 14] = [
+    // Data: a word, a full record, one that is too long, padded ones.
+    &[0, 5, b'h', b'e', b'l', b'l', b'o', 0, 0x80, 0x40, 0x00],
+    &[0, 0x80, 0x40, 0x01],
+    &[132, 1, 4, 3, b'p', b'a', b'd', 132, 1, 40, 0x80, 0x3F, 0xF0],
+    // Marks, one and too many.
+    &[2, 0, 1, b'x', 2, 2, 0, 1, b'y'],
+    &[10, 30, 0, 1, b'x', 10, 33],
+    // Alerts: a goodbye, an old habit, a fatal one, half a one.
+    &[3, 1, 90, 0, 1, b'x', 3, 1, 0],
+    &[3, 2, 40],
+    &[7, 21, 1, 1],
+    // Tickets, in one piece and in several, and something between.
+    &[5, 0x90, 0x00, 0xC8, 0x3F, 0xFF, 5, 0x90, 0x00, 0xC8, 0x00, 0x09, 0, 1, b'x'],
+    &[4, 2, 4, 0, 0, 1, b'x'],
+    // Keys: asked, not asked, wrong.
+    &[6, 0, 0, 2, b'a', b'b', 6, 1, 0, 1, b'c', 6, 1, 6, 0, 6, 2],
+    // A byte that is changed, bytes from nowhere, other types and versions.
+    &[0, 1, b'x', 8, 5, 1, 2, 3, 4, 5, 0, 7, 1],
+    &[11, 1, 9, 70, 9, 5, 23, 3, 3, 0, 2, 7, 20, 1, 1],
+    &[11, 3, 3, 79, 6, 1, 11, 3, 3, 79, 6, 1],
+];
+
+/// What may happen, as [`super::tunnel`] reads it.
+const DONE: [&[u8]; 6] = [
+    // Everything at once; both ends; one end and much of the other side.
+    &[0],
+    &[1, 0, 40, 5, 0, 9, 4, 0, 3, 3, 0, 1, 1, 1, 0, 7, 0, 0],
+    &[7, 1, 0xFF, 0xFF, 4, 0xFF, 0xFF, 3, 0, 20, 0],
+    // The application is slow, the peer is, somebody leaves.
+    &[5, 0xFF, 0xFF, 5, 0xFF, 0xFF, 1, 0xFF, 0xFF, 1, 0xFF, 0xFF, 11, 0, 5, 0, 9, 0],
+    &[1, 0, 90, 5, 0, 90, 9, 1, 0xFF, 0xFF],
+    &[5, 0, 90, 1, 0, 30, 10, 5, 0, 9],
+];
+
+/// The seeds of `target`; none for a target that is none.
+pub fn seeds(target: &str) -> Vec<Vec<u8>> {
+    match target {
+        "records" => records(),
+        "tunnel" => tunnel(),
+        "handshake" => handshake(),
+        _ => vec![],
+    }
+}
+
+fn records() -> Vec<Vec<u8>> {
+    let sealed = SAID.iter().zip(0..).map(|(said, choice)| {
+        let pieces = PIECES[usize::from(choice) % 2];
+        [&[choice, 1][..], &pieces, &[0, 100], said].concat()
+    });
+    let raw: [&[u8]; 3] = [&[23, 3, 3, 0, 17, 7], &[22, 3, 3, 0, 4, 24, 0, 0, 0], &[23, 3, 3, 0x41, 1]];
+    let raw = raw.map(|raw| [&[0, 0][..], &PIECES[0], &[0x80, 0], raw].concat());
+    sealed.chain(raw).collect()
+}
+
+fn tunnel() -> Vec<Vec<u8>> {
+    let plays = SAID.iter().zip(DONE.iter().cycle()).zip(0..);
+    plays
+        .map(|((said, done), choice)| {
+            // Two plays are sessions, one is none; streams of a few bytes or of many, a flight, a beginning.
+            let head = [choice, u8::from(choice % 3 > 0), 3 + choice % 15, 17 - choice % 15, 2, 0, choice * 4];
+            [&head[..], &[0, said.len() as u8], b"Fi", said, done].concat()
+        })
+        .collect()
+}
+
+fn handshake() -> Vec<Vec<u8>> {
+    let said: [&[u8]; 5] =
+        [&client_hello(), &server_hello(), b"GET / HTTP/1.1\r\n\r\n", &[21, 3, 3, 0, 2, 2, 40], &[20, 3, 3, 0, 1, 1]];
+    let strangers = said.iter().flat_map(|said| [2, 11].map(|how| [&[how][..], &PIECES[0], said].concat()));
+    // Whoever shakes hands: undisturbed, with a byte more, a byte less, and much behind the handshake.
+    let edits: [&[u8]; 4] =
+        [&[0, 0, 0], &[1, 0, 0, 0, 1, 22, 0, 9], &[1, 0, 9, 1, 0, 0, 9], &[1, 0xFF, 0xFF, 0, 0, 0x40, 1]];
+    let wires = edits.iter().zip([0, 1].iter().cycle());
+    let knowing = wires.flat_map(|(edit, role)| PIECES.map(|pieces| [&[*role][..], &pieces, edit].concat()));
+    strangers.chain(knowing).collect()
+}
+
+/// A hello of a client that offers X25519 and AES-128 alone (RFC 8446 §4.1.2); its share is no secret of anybody's.
+fn client_hello() -> Vec<u8> {
+    let mut extensions = vec![];
+    extend(&mut extensions, 43, &[2, 3, 4]);
+    extend(&mut extensions, 10, &[0, 2, 0, 29]);
+    extend(&mut extensions, 13, &[0, 4, 4, 3, 8, 7]);
+    extend(&mut extensions, 51, &[&[0, 36, 0, 29, 0, 32][..], &[9; 32]].concat());
+    extend(
+        &mut extensions,
+        16,
+        &[0, 18, 16, 101, 110, 116, 101, 110, 116, 101, 47, 115, 101, 115, 115, 105, 111, 110, 115, 0],
+    );
+    hello(1, &[0, 2, 0x13, 1, 1, 0], &extensions)
+}
+
+/// A server's answer to somebody else's hello.
+fn server_hello() -> Vec<u8> {
+    let mut extensions = vec![];
+    extend(&mut extensions, 43, &[3, 4]);
+    extend(&mut extensions, 51, &[&[0, 29, 0, 32][..], &[9; 32]].concat());
+    hello(2, &[0x13, 1, 0], &extensions)
+}
+
+fn extend(extensions: &mut Vec<u8>, kind: u8, content: &[u8]) {
+    extensions.extend([0, kind, 0, content.len() as u8]);
+    extensions.extend(content);
+}
+
+/// A record with a message: a version, a random number, a session, `chosen`, extensions.
+fn hello(kind: u8, chosen: &[u8], extensions: &[u8]) -> Vec<u8> {
+    let body = [&[3, 3][..], &[7; 32], &[32], &[8; 32], chosen, &[0, extensions.len() as u8], extensions].concat();
+    [&[22, 3, 1, 0, body.len() as u8 + 4, kind, 0, 0, body.len() as u8][..], &body].concat()
+}
