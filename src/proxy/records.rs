@@ -54,7 +54,7 @@ pub(super) struct Records {
     message: Vec<u8>,
     idle: u32,
     max_sealed: u64,
-    /// `close_notify` was sealed: nothing may follow.
+    /// An alert was sealed: nothing may follow.
     ended: bool,
 }
 
@@ -114,6 +114,9 @@ impl Records {
     /// Seals `length` bytes of plaintext that lie in `buffer` in pieces of [`MAX_PLAINTEXT`], each [`HEADER`] behind a
     /// multiple of [`STRIDE`]; what comes of them lies at the beginning of `buffer`, in one piece as long as the answer.
     pub(super) fn seal(&mut self, buffer: &mut [u8], length: usize) -> Result<usize, Error> {
+        if self.ended {
+            return Err(Error::EncryptError);
+        }
         let (mut left, mut sealed) = (length, 0);
         for slot in buffer.chunks_mut(STRIDE) {
             if left == 0 {
@@ -169,6 +172,9 @@ impl Records {
 
     /// Seals one record of `content`, [`MAX_PLAINTEXT`] at most, behind `out`.
     pub(super) fn say(&mut self, kind: ContentType, content: &[u8], out: &mut Vec<u8>) -> Result<(), Error> {
+        if self.ended {
+            return Err(Error::EncryptError);
+        }
         let start = out.len();
         out.resize(start + HEADER + content.len() + 1 + TAG, 0);
         let record = out.get_mut(start..).ok_or(Error::EncryptError)?;

@@ -286,6 +286,18 @@ fn after_a_goodbye_nothing_is_sealed_and_rustls_sees_a_clean_end() {
 }
 
 #[test]
+fn behind_an_alert_nothing_can_be_sealed() {
+    let (mut ours, _) = both();
+    let mut wire = vec![];
+    ours.alert(AlertDescription::UnexpectedMessage, &mut wire).unwrap();
+    let length = wire.len();
+    assert!(ours.seal(&mut [0; STRIDE], 5).is_err());
+    assert!(ours.mark(&mut wire).is_err());
+    assert!(ours.say(ContentType::ApplicationData, b"data", &mut wire).is_err());
+    assert_eq!(wire.len(), length);
+}
+
+#[test]
 fn the_records_of_rfc_8448_are_sealed_and_opened_as_it_says() {
     let bytes = |hex: &str| -> Vec<u8> {
         let digits: Vec<u8> = hex.bytes().filter(u8::is_ascii_hexdigit).collect();
