@@ -7,7 +7,7 @@ use super::{
     socket::{Kept, PLENTY, PORTION, kept},
     *,
 };
-use crate::proxy::records::{Records, tests::both};
+use crate::proxy::records::{Records, fuzz, tests::both};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -309,5 +309,36 @@ async fn wherever_a_tunnel_is_cut_before_its_goodbye_it_is_truncated_and_what_ca
         let expected = if cut == whole { End::Closed } else { End::Refused(Refusal::Truncated) };
         assert_eq!(end, expected, "{cut} of {whole}");
         assert!(cut < whole || came.len() == 8, "a goodbye comes behind everything");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_asks_for_keys_again_and_again_and_does_not_listen_is_owed_one_answer() {
+    let (ours, mut peer) = std::thread::spawn(|| fuzz::ends(fuzz::Choice::new(0))).join().unwrap();
+    let (mut application, mut near) = duplex(100_000);
+    // It takes a part of what would be said to it.
+    let (network, mut far) = duplex(10);
+    let mut tunnel = Tunnel::new(network, ours, Default::default(), false);
+    let (_kill, mut killed) = oneshot::channel();
+    let relayed = relay(&mut near, &mut tunnel, LIMIT, &mut killed);
+    let script = async {
+        for _ in 0..100 {
+            far.write_all(&peer.ask()).await.unwrap();
+            far.write_all(&peer.say(23, b"data")).await.unwrap();
+        }
+        application.read_exact(&mut [0; 400]).await.unwrap();
+        let mut heard = vec![];
+        let hear = async {
+            loop {
+                far.read_buf(&mut heard).await.unwrap();
+            }
+        };
+        assert!(tokio::time::timeout(Duration::from_secs(1), hear).await.is_err());
+        let answers = peer.hear(&mut heard);
+        assert_eq!(answers, [(22, vec![24, 0, 0, 1, 0])]);
+    };
+    tokio::select! {
+        end = relayed => panic!("{end:?}"),
+        () = script => {}
     }
 }

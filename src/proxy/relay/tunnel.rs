@@ -51,6 +51,8 @@ struct Up {
     slots: usize,
     /// What is kept has not been tried: it may go with the first data.
     first: bool,
+    /// An answer to a peer that asked for a new key is among what is kept.
+    answers: bool,
     stage: Stage,
 }
 
@@ -79,7 +81,8 @@ impl<S> Tunnel<S> {
         (flight, behind): (Vec<u8>, Vec<u8>),
         session: bool,
     ) -> Self {
-        let up = Up { first: !flight.is_empty(), kept: flight.into(), slots: FIRST_SLOTS, stage: Stage::Copying };
+        let first = !flight.is_empty();
+        let up = Up { kept: flight.into(), slots: FIRST_SLOTS, first, answers: false, stage: Stage::Copying };
         let down = Down { kept: Kept::default(), slots: FIRST_SLOTS, partial: behind, stage: Stage::Copying };
         Self { network, records, up, down, moved: Moved::default(), session }
     }
@@ -106,6 +109,7 @@ impl<A: Socket, S: Socket> Carrier<A> for Tunnel<S> {
             self.join_first(cx, application, scratch)?;
         }
         ready!(self.up.kept.poll_drain(cx, &mut self.network)).map_err(Broken::To)?;
+        self.up.answers = false;
         if self.up.stage == Stage::Copying {
             ready!(self.poll_seal(cx, application, scratch))?;
             if self.up.stage == Stage::Copying {
@@ -260,6 +264,12 @@ impl<S: Socket> Tunnel<S> {
         self.records.update(self.up.kept.tail()).map_err(unsealed)
     }
 
+    /// Follows a peer that asked for a new key. One answer is enough for all that was asked before it is sent (RFC 8446
+    /// §4.6.3): of a peer that asks and does not listen, no more and more may be kept.
+    fn answer(&mut self) -> Result<(), Broken> {
+        if std::mem::replace(&mut self.up.answers, true) { Ok(()) } else { self.update() }
+    }
+
     /// Puts the incomplete record at the beginning of `scratch`; answers how long it is.
     fn behind(&self, scratch: &mut [u8]) -> usize {
         let partial = &self.down.partial;
@@ -329,7 +339,7 @@ impl<S: Socket> Tunnel<S> {
                     break Ok(());
                 }
                 Ok(Opened::Nothing | Opened::Mark) => {}
-                Ok(Opened::UpdateRequested) => self.update()?,
+                Ok(Opened::UpdateRequested) => self.answer()?,
                 Ok(Opened::Closed) => {
                     // No other connection follows.
                     self.session = false;

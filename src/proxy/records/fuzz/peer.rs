@@ -115,6 +115,20 @@ impl Peer {
         self.transmit.seal(version, inner)
     }
 
+    /// A record of `kind` with `content`.
+    #[cfg(test)]
+    pub(in crate::proxy) fn say(&mut self, kind: u8, content: &[u8]) -> Vec<u8> {
+        self.seal([3, 3], [content, &[kind]].concat())
+    }
+
+    /// Asks for a new key, having one.
+    #[cfg(test)]
+    pub(in crate::proxy) fn ask(&mut self) -> Vec<u8> {
+        let record = self.say(22, &[24, 0, 0, 1, 1]);
+        self.change();
+        record
+    }
+
     /// Seals by the next key from now on.
     pub(super) fn change(&mut self) {
         let next = match &mut self.secrets {
