@@ -313,6 +313,24 @@ async fn wherever_a_tunnel_is_cut_before_its_goodbye_it_is_truncated_and_what_ca
 }
 
 #[tokio::test(start_paused = true)]
+async fn behind_the_end_of_a_connection_no_more_is_kept_than_what_may_begin_the_next() {
+    for (behind, waits) in [(0, true), (1, true), (3, false)] {
+        let (_application, mut near) = duplex(1024);
+        let (network, mut far) = duplex(100_000);
+        let (ours, mut theirs) = ends();
+        let mut tunnel = Tunnel::new(network, ours, Default::default(), true);
+        let mut wire = vec![];
+        theirs.mark(&mut wire).unwrap();
+        (0..behind).for_each(|_| theirs.say(ContentType::ApplicationData, &[7; 10_000], &mut wire).unwrap());
+        far.write_all(&wire).await.unwrap();
+        let (_kill, mut killed) = oneshot::channel();
+        let relayed = relay(&mut near, &mut tunnel, LIMIT, &mut killed);
+        let ended = tokio::time::timeout(Duration::from_secs(1), relayed).await;
+        assert_eq!(ended.is_err(), waits, "{behind} records behind: {ended:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_asks_for_keys_again_and_again_and_does_not_listen_is_owed_one_answer() {
     let (ours, mut peer) = std::thread::spawn(|| fuzz::ends(fuzz::Choice::new(0))).join().unwrap();
     let (mut application, mut near) = duplex(100_000);

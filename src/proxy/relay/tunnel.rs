@@ -10,13 +10,13 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use rustls::{AlertDescription, Error};
+use rustls::{AlertDescription, ContentType, Error};
 use tokio::{io::ReadBuf, net::TcpStream};
 
 use super::{
     super::{
         access::Moved,
-        records::{self, HEADER, MAX_PLAINTEXT, Opened, Records, STRIDE},
+        records::{self, HEADER, MAX_PLAINTEXT, MAX_PROTECTED, Opened, Records, STRIDE},
         sockets::Underlying,
         tls,
     },
@@ -96,6 +96,11 @@ impl Underlying for Tunnel<TcpStream> {
 
 pub(super) fn broken(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// A connection that was not accepted has no data.
+fn unaccepted() -> Error {
+    Error::InappropriateMessage { expect_types: vec![], got_type: ContentType::ApplicationData }
 }
 
 /// What cannot be sealed cannot be sent.
@@ -333,10 +338,10 @@ impl<S: Socket> Tunnel<S> {
                     count += 1;
                 }
                 Ok(Opened::Mark) if self.session => {
-                    // What is behind it belongs to the next connection.
+                    // What is behind it belongs to the next connection, whose beginning is no long one.
                     self.records.marked();
                     self.down.stage = Stage::Closing;
-                    break Ok(());
+                    break if buffer.len() <= HEADER + MAX_PROTECTED { Ok(()) } else { Err(unaccepted()) };
                 }
                 Ok(Opened::Nothing | Opened::Mark) => {}
                 Ok(Opened::UpdateRequested) => self.answer()?,
