@@ -211,14 +211,16 @@ impl Records {
             return Err(InvalidMessage::InvalidEmptyPayload.into());
         }
         self.message.extend_from_slice(content);
-        while let Some((&[kind, a, b, c], rest)) = self.message.split_first_chunk() {
+        // Thousands of tickets fit into one record: they are removed together.
+        let mut read = 0;
+        while let Some((&[kind, a, b, c], rest)) = self.message[read..].split_first_chunk() {
             let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
             if length > MAX_MESSAGE {
                 return Err(InvalidMessage::HandshakePayloadTooLarge.into());
             }
-            let Some(body) = rest.get(..length) else { return Ok(Opened::Nothing) };
+            let Some(body) = rest.get(..length) else { break };
             match (kind, body) {
-                (NEW_SESSION_TICKET, _) => drop(self.message.drain(..4 + length)),
+                (NEW_SESSION_TICKET, _) => read += 4 + length,
                 // Nothing under the old key may follow (§5.1).
                 (KEY_UPDATE, &[request @ (0 | 1)]) if rest.len() == length => {
                     self.message = Vec::new();
@@ -230,6 +232,7 @@ impl Records {
                 _ => return Err(unexpected()),
             }
         }
+        self.message.drain(..read);
         if self.message.is_empty() {
             self.message = Vec::new();
         }

@@ -230,6 +230,10 @@ fn tickets_are_passed_over_in_pieces_too_and_nothing_comes_between() {
     assert_eq!(told(ContentType::Handshake, &[&ticket]).unwrap(), ["Nothing"]);
     let two = [ticket.clone(), ticket.clone()].concat();
     assert_eq!(told(ContentType::Handshake, &[&two[..100], &two[100..300], &two[300..]]).unwrap().len(), 3);
+    // As many as there is room for, the last one in two parts.
+    let empty = [[NEW_SESSION_TICKET, 0, 0, 0]; MAX_PLAINTEXT / 4].concat();
+    let begun = empty.len() - 2;
+    assert_eq!(told(ContentType::Handshake, &[&empty, &empty[..begun], &empty[begun..]]).unwrap(), ["Nothing"; 3]);
     let (mut sender, mut receiver) = both();
     let mut record = vec![];
     sender.say(ContentType::Handshake, &ticket[..10], &mut record).unwrap();
