@@ -63,9 +63,12 @@ pub(super) fn kept() -> usize {
     KEPT.get()
 }
 
-/// Bytes that wait until a stream takes them.
+/// Bytes that a slow side did not take yet. Of an idle connection there are none, and it is one word.
 #[derive(Debug, Default)]
-pub(super) struct Kept {
+pub(super) struct Kept(Option<Box<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
     bytes: Vec<u8>,
     start: usize,
     /// How many of them are counted.
@@ -74,32 +77,34 @@ pub(super) struct Kept {
 
 impl From<Vec<u8>> for Kept {
     fn from(bytes: Vec<u8>) -> Self {
-        Self { bytes, ..Self::default() }
+        if bytes.is_empty() { Self(None) } else { Self(Some(Box::new(Waiting { bytes, ..Waiting::default() }))) }
     }
 }
 
-impl Drop for Kept {
+impl Drop for Waiting {
     fn drop(&mut self) {
         self.bytes.clear();
         self.count();
     }
 }
 
-impl Kept {
-    /// Whether nothing waits.
-    pub(super) const fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Behind what waits.
-    pub(super) const fn tail(&mut self) -> &mut Vec<u8> {
-        &mut self.bytes
-    }
-
+impl Waiting {
     fn count(&mut self) {
         let before = std::mem::replace(&mut self.counted, self.bytes.len());
         // A thread that ends has nothing to count any more.
         let _ = KEPT.try_with(|kept| kept.set((kept.get() + self.counted).saturating_sub(before)));
+    }
+}
+
+impl Kept {
+    /// Whether nothing waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.as_ref().is_none_or(|waiting| waiting.bytes.is_empty())
+    }
+
+    /// Behind what waits.
+    pub(super) fn tail(&mut self) -> &mut Vec<u8> {
+        &mut self.0.get_or_insert_default().bytes
     }
 
     /// Writes what waits; ready when nothing does any more.
@@ -108,16 +113,15 @@ impl Kept {
         cx: &mut Context<'_>,
         to: &mut T,
     ) -> Poll<io::Result<()>> {
-        while self.start < self.bytes.len() {
-            match ready!(Pin::new(&mut *to).poll_write(cx, &self.bytes[self.start..]))? {
+        let Some(waiting) = &mut self.0 else { return Poll::Ready(Ok(())) };
+        while waiting.start < waiting.bytes.len() {
+            match ready!(Pin::new(&mut *to).poll_write(cx, &waiting.bytes[waiting.start..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.start += written,
+                written => waiting.start += written,
             }
         }
-        if !self.bytes.is_empty() {
-            // Its memory goes with what it held.
-            *self = Self::default();
-        }
+        // Its memory goes with what it held.
+        self.0 = None;
         Poll::Ready(Ok(()))
     }
 
@@ -144,15 +148,16 @@ impl Kept {
                 Poll::Pending => break,
             }
         }
-        while done < total {
-            let rest = at(pieces, done);
-            self.bytes.extend_from_slice(rest);
-            done += rest.len();
-        }
-        if self.is_empty() {
+        if self.is_empty() && done == total {
             return Poll::Ready(Ok(()));
         }
-        self.count();
+        let waiting = self.0.get_or_insert_default();
+        while done < total {
+            let rest = at(pieces, done);
+            waiting.bytes.extend_from_slice(rest);
+            done += rest.len();
+        }
+        waiting.count();
         Poll::Pending
     }
 }

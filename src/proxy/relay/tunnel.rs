@@ -25,9 +25,9 @@ use super::{
 };
 
 /// Full records that the thread's buffer holds.
-const SLOTS: usize = SCRATCH / STRIDE;
+const SLOTS: u8 = (SCRATCH / STRIDE) as u8;
 /// Where a direction begins: what a first answer usually fits in, and a slow side must at most be kept of.
-const FIRST_SLOTS: usize = 2;
+const FIRST_SLOTS: u8 = 2;
 /// Pieces of plaintext that are written together.
 const PIECES: usize = 32;
 
@@ -48,7 +48,7 @@ pub(in super::super) struct Tunnel<S> {
 struct Up {
     /// Sealed, and not taken yet.
     kept: Kept,
-    slots: usize,
+    slots: u8,
     /// What is kept has not been tried: it may go with the first data.
     first: bool,
     /// An answer to a peer that asked for a new key is among what is kept.
@@ -61,7 +61,7 @@ struct Up {
 pub(super) struct Down {
     /// Opened, and not taken yet.
     kept: Kept,
-    slots: usize,
+    slots: u8,
     /// The beginning of a record whose end has not come.
     pub(super) partial: Vec<u8>,
     stage: Stage,
@@ -219,8 +219,8 @@ impl<S: Socket> Tunnel<S> {
         application: &mut A,
         scratch: &mut [u8],
     ) -> Poll<Result<usize, Broken>> {
-        let mut free: [IoSliceMut<'_>; SLOTS] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
-        let slots = self.up.slots;
+        let mut free: [IoSliceMut<'_>; SLOTS as usize] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+        let slots = usize::from(self.up.slots);
         // Whole records, or one smaller one.
         let most = portion(slots * MAX_PLAINTEXT);
         for (slot, chunk) in free.iter_mut().zip(scratch.chunks_exact_mut(STRIDE)) {
@@ -230,7 +230,7 @@ impl<S: Socket> Tunnel<S> {
             ready!(application.poll_scatter(cx, &mut free[..most.div_ceil(MAX_PLAINTEXT)])).map_err(Broken::From)?;
         self.moved.sent += length as u64;
         if length == slots * MAX_PLAINTEXT {
-            self.up.slots = (slots * 2).min(SLOTS);
+            self.up.slots = (self.up.slots * 2).min(SLOTS);
         }
         Poll::Ready(self.records.seal(scratch, length).map_err(unsealed))
     }
@@ -289,7 +289,7 @@ impl<S: Socket> Tunnel<S> {
         scratch: &mut [u8],
     ) -> Poll<Result<(), Broken>> {
         let behind = self.behind(scratch);
-        let room = (behind + portion(self.down.slots * STRIDE)).min(scratch.len());
+        let room = (behind + portion(usize::from(self.down.slots) * STRIDE)).min(scratch.len());
         let waiting = records::whole(&scratch[..behind]).is_ok_and(|whole| whole.is_none());
         let mut filled = behind;
         if waiting {
