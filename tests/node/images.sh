@@ -108,14 +108,14 @@ load_sip() {
 
 build_entente() { (cd "$ROOT" && cargo build --locked --profile quick); }
 
-# Ours: the base and one layer with the binary. Pods that start from now on get it; the ones that run keep theirs.
+# Ours: the base and one layer with both programs. Pods that start from now on get it; the ones that run keep theirs.
 load_entente() {
   say "building the program (minutes the first time)"
   : >"$LOG/cargo.log"
   patiently "building the program" "$LOG/cargo.log" build_entente
-  local binary="${CARGO_TARGET_DIR:-$ROOT/target}/quick/entente" layer="$NODE/entente-layer"
+  local programs="${CARGO_TARGET_DIR:-$ROOT/target}/quick" layer="$NODE/entente-layer"
   rm -rf "$layer"
-  install -D -m 0755 "$binary" "$layer/usr/local/bin/entente"
+  install -D -m 0755 -t "$layer/usr/local/bin" "$programs/entente" "$programs/entente-proxy"
   tar -C "$layer" --sort=name --mtime=@0 --numeric-owner --owner=0 --group=0 -cf "$layer.tar" usr
   load registry.local/entente:dev "$(digest "$layer.tar")" '{"Entrypoint": ["/usr/local/bin/entente"], "User": "65532"}' \
     "$CACHE/base-1/layer.tar" "$layer.tar"

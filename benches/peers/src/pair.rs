@@ -8,6 +8,7 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::Context;
 use entente::{
     brief::{Allow, AllowedServer, Brief, Mode, Port},
     sidecar,
@@ -19,6 +20,9 @@ use crate::{
     support::{control::Server, eventually, place},
     trust::{self, Revocations},
 };
+
+/// What `entente proxy` goes on as where it lies beside it, as in the image.
+const SIDECAR: &str = "entente-proxy";
 
 /// Everything that peers are started from.
 pub(crate) struct Laboratory {
@@ -41,10 +45,12 @@ impl Laboratory {
         fs::create_dir(folder.join("run"))?;
         chown(folder.join("run"), Some(sidecar::UID), Some(sidecar::UID))?;
         // The peers' user may not be able to reach where the programs are.
-        let programs = ["entente", "envoy"].map(|name| folder.join(name));
-        place(entente, &programs[0])?;
-        place(envoy, &programs[1])?;
-        let [entente, envoy] = programs;
+        let programs = ["entente", SIDECAR, "envoy"].map(|name| folder.join(name));
+        let sidecar = entente.with_file_name(SIDECAR);
+        for (from, to) in [entente, &sidecar, envoy].into_iter().zip(&programs) {
+            place(from, to).with_context(|| format!("cannot use {}", from.display()))?;
+        }
+        let [entente, _, envoy] = programs;
         let resolv_conf = folder.join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {CONTROL}\n"))?;
         let network = Network::new(&entente, &resolv_conf).await?;

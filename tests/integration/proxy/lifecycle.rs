@@ -110,3 +110,31 @@ fn a_sidecar_that_is_told_nothing_ends_with_bad_usage_and_prints_nothing() {
     assert!(output.stdout.is_empty());
     assert!(String::from_utf8(output.stderr).unwrap().contains("--control-address"));
 }
+
+#[test]
+fn entente_proxy_goes_on_as_the_smaller_program_beside_it_if_there_is_one() {
+    use std::{fs, os::unix::fs::PermissionsExt, process::Command};
+
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, small) = (folder.path().join("entente"), folder.path().join("entente-proxy"));
+    crate::support::place(env!("CARGO_BIN_EXE_entente").as_ref(), &whole).unwrap();
+    let words =
+        ["--log-format", "json", "proxy", "--control-address", "a:1", "--control-ca", "b", "--pod-ips", "10.0.0.1"];
+    let words = [&words[..], &["--pod-uid", "c", "--resolv-conf", "/nowhere"]].concat();
+    let proxy = || Command::new(&whole).args(&words).env_clear().output().unwrap();
+
+    let alone = proxy();
+    assert_eq!(alone.status.code(), Some(1), "{alone:?}");
+    assert!(String::from_utf8(alone.stderr).unwrap().contains("cannot read /nowhere"));
+
+    fs::write(&small, "#!/bin/sh\necho \"$@\" arenas $MALLOC_ARENA_MAX\nexit 7\n").unwrap();
+    fs::set_permissions(&small, fs::Permissions::from_mode(0o755)).unwrap();
+    let handed = proxy();
+    assert_eq!(handed.status.code(), Some(7), "{handed:?}");
+    assert_eq!(String::from_utf8(handed.stdout).unwrap().trim_end(), words.join(" ") + " arenas 1");
+
+    fs::set_permissions(&small, fs::Permissions::from_mode(0o644)).unwrap();
+    let forbidden = proxy();
+    assert_eq!(forbidden.status.code(), Some(1), "{forbidden:?}");
+    assert!(String::from_utf8(forbidden.stderr).unwrap().contains("entente-proxy"));
+}
