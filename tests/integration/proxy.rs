@@ -15,5 +15,7 @@ mod probes;
 mod refusals;
 mod revocation;
 mod scale;
+// Only our own record layer has marks.
+#[cfg(not(feature = "rustls-records"))]
 mod sessions;
 mod views;
