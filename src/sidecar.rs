@@ -22,6 +22,8 @@ pub const ADMIN_PORT: u16 = 15000;
 pub const INIT_CONTAINER: &str = "entente-init";
 /// Name of the sidecar.
 pub const PROXY_CONTAINER: &str = "entente-proxy";
+/// The program that is the sidecar and nothing else: as it `entente proxy` goes on where it lies beside it.
+pub const PROXY_PROGRAM: &str = "entente-proxy";
 /// Label with the server's name, on every injected pod.
 pub const SERVER_LABEL: &str = "entente.dev/server";
 /// Label of a namespace that joins a domain.

@@ -61,8 +61,6 @@ const DNS: u16 = 53;
 /// How long new callers are still welcome when the pod ends.
 const DRAIN_GRACE: Duration = Duration::from_secs(1);
 
-/// The program that is the sidecar and nothing else; it understands what `entente proxy` does.
-const SMALL: &str = "entente-proxy";
 /// For glibc's allocator (mallopt(3)), which otherwise keeps for itself a megabyte of what it took to read a brief: what is
 /// large has pages of its own, what is free at the end goes back, and the few threads share one heap.
 const FRUGAL: [(&str, &str); 3] =
@@ -72,7 +70,7 @@ const FRUGAL: [(&str, &str); 3] =
 /// in each pod. Returns where it does not, and this program serves as well.
 pub(super) fn become_small() -> anyhow::Result<()> {
     let this = std::env::current_exe().context("cannot tell which program this is")?;
-    let small = this.with_file_name(SMALL);
+    let small = this.with_file_name(sidecar::PROXY_PROGRAM);
     if small == this || !small.try_exists().unwrap_or(false) {
         return Ok(());
     }

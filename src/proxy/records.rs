@@ -11,7 +11,7 @@ pub(super) mod fuzz;
 use std::fmt;
 
 use rustls::{
-    AlertDescription, ContentType, Error, ExtractedSecrets, InvalidMessage, PeerMisbehaved,
+    AlertDescription, ConnectionTrafficSecrets, ContentType, Error, ExtractedSecrets, InvalidMessage, PeerMisbehaved,
     client::ClientConnectionData, kernel::KernelConnection, server::ServerConnectionData,
 };
 
@@ -43,6 +43,24 @@ pub(super) enum Secrets {
     Client(KernelConnection<ClientConnectionData>),
     /// We were called.
     Server(KernelConnection<ServerConnectionData>),
+}
+
+impl Secrets {
+    /// What we seal with from now on.
+    fn next_transmit(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
+        match self {
+            Self::Client(connection) => connection.update_tx_secret(),
+            Self::Server(connection) => connection.update_tx_secret(),
+        }
+    }
+
+    /// What the peer seals with from now on.
+    fn next_receive(&mut self) -> Result<(u64, ConnectionTrafficSecrets), Error> {
+        match self {
+            Self::Client(connection) => connection.update_rx_secret(),
+            Self::Server(connection) => connection.update_rx_secret(),
+        }
+    }
 }
 
 /// Both directions of one connection.
@@ -140,11 +158,7 @@ impl Records {
             return Ok(());
         }
         self.say(ContentType::Handshake, &[KEY_UPDATE, 0, 0, 1, 0], out)?;
-        let next = match &mut self.secrets {
-            Secrets::Client(connection) => connection.update_tx_secret(),
-            Secrets::Server(connection) => connection.update_tx_secret(),
-        };
-        self.transmit = Protection::new(next?)?;
+        self.transmit = Protection::new(self.secrets.next_transmit()?)?;
         Ok(())
     }
 
@@ -241,11 +255,7 @@ impl Records {
 
     /// The peer seals with its next key.
     fn follow(&mut self) -> Result<(), Error> {
-        let next = match &mut self.secrets {
-            Secrets::Client(connection) => connection.update_rx_secret(),
-            Secrets::Server(connection) => connection.update_rx_secret(),
-        };
-        self.receive = Protection::new(next?)?;
+        self.receive = Protection::new(self.secrets.next_receive()?)?;
         Ok(())
     }
 }

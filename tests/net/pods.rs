@@ -22,7 +22,7 @@ use tokio::process::{Child, Command};
 
 use super::{
     roles::{Act, Fared, PART, Part},
-    support::{PATIENCE, UNSHARE, control::Server, eventually, place, soon},
+    support::{PATIENCE, UNSHARE, control::Server, eventually, place, place_programs, soon},
 };
 
 /// Environment: set in the process that lives in its own namespaces.
@@ -82,10 +82,7 @@ impl Hub {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         // The sidecar's user may not be able to reach the build folder.
-        // Both, as in the image: `entente proxy` goes on as the smaller one.
-        for program in [env!("CARGO_BIN_EXE_entente"), env!("CARGO_BIN_EXE_entente-proxy")].map(Path::new) {
-            place(program, &folder.path().join(program.file_name().unwrap())).unwrap();
-        }
+        place_programs(Path::new(env!("CARGO_BIN_EXE_entente")), folder.path()).unwrap();
         let resolv_conf = folder.path().join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {HUB}\nnameserver {HUB6}\n")).unwrap();
         // What software in the pods reads; the mounts are ours alone.

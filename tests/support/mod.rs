@@ -9,7 +9,13 @@ pub(crate) mod domain;
 pub(crate) mod partner;
 pub(crate) mod wire;
 
-use std::{future::Future, path::Path, time::Duration};
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use entente::sidecar::PROXY_PROGRAM;
 
 /// How long anything may take before a test gives up.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
@@ -42,6 +48,14 @@ pub(crate) const UNSHARE: &[&str] =
 /// Links a program to where any user can reach it, or copies it where it cannot be linked.
 pub(crate) fn place(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::hard_link(from, to).or_else(|_| std::fs::copy(from, to).map(drop))
+}
+
+/// Places the program `entente` in `folder`, and beside it what `entente proxy` goes on as, as in the image.
+pub(crate) fn place_programs(entente: &Path, folder: &Path) -> std::io::Result<PathBuf> {
+    let placed = folder.join("entente");
+    place(entente, &placed)?;
+    place(&entente.with_file_name(PROXY_PROGRAM), &placed.with_file_name(PROXY_PROGRAM))?;
+    Ok(placed)
 }
 
 /// Shows the sidecars' logs where `ENTENTE_TEST_LOG` is set.

@@ -17,12 +17,9 @@ use entente::{
 use crate::{
     network::{self, CLIENT, CONTROL, Network, SERVED, SERVER},
     peer::{Peer, Places, Role, Running},
-    support::{control::Server, eventually, place},
+    support::{control::Server, eventually, place, place_programs},
     trust::{self, Revocations},
 };
-
-/// What `entente proxy` goes on as where it lies beside it, as in the image.
-const SIDECAR: &str = "entente-proxy";
 
 /// Everything that peers are started from.
 pub(crate) struct Laboratory {
@@ -45,12 +42,11 @@ impl Laboratory {
         fs::create_dir(folder.join("run"))?;
         chown(folder.join("run"), Some(sidecar::UID), Some(sidecar::UID))?;
         // The peers' user may not be able to reach where the programs are.
-        let programs = ["entente", SIDECAR, "envoy"].map(|name| folder.join(name));
-        let sidecar = entente.with_file_name(SIDECAR);
-        for (from, to) in [entente, &sidecar, envoy].into_iter().zip(&programs) {
-            place(from, to).with_context(|| format!("cannot use {}", from.display()))?;
-        }
-        let [entente, _, envoy] = programs;
+        let entente = place_programs(entente, &folder)
+            .with_context(|| format!("cannot use {} and what lies beside it", entente.display()))?;
+        let program = folder.join("envoy");
+        place(envoy, &program).with_context(|| format!("cannot use {}", envoy.display()))?;
+        let envoy = program;
         let resolv_conf = folder.join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {CONTROL}\n"))?;
         let network = Network::new(&entente, &resolv_conf).await?;

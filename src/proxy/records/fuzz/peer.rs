@@ -131,11 +131,7 @@ impl Peer {
 
     /// Seals by the next key from now on.
     pub(super) fn change(&mut self) {
-        let next = match &mut self.secrets {
-            Secrets::Client(connection) => connection.update_tx_secret(),
-            Secrets::Server(connection) => connection.update_tx_secret(),
-        };
-        self.transmit = Key::new(next.expect("the next key").1);
+        self.transmit = Key::new(self.secrets.next_transmit().expect("the next key").1);
         self.changed = true;
     }
 
@@ -159,11 +155,7 @@ impl Peer {
     }
 
     fn follow(&mut self) {
-        let next = match &mut self.secrets {
-            Secrets::Client(connection) => connection.update_rx_secret(),
-            Secrets::Server(connection) => connection.update_rx_secret(),
-        };
-        self.receive = Key::new(next.expect("the next key").1);
+        self.receive = Key::new(self.secrets.next_receive().expect("the next key").1);
         self.changed = true;
     }
 

@@ -36,9 +36,8 @@ impl Edit {
 
 /// A stream in memory that is read and written in pieces of the input's choice.
 pub(super) struct Wire {
-    /// Who shakes hands.
+    /// Who shakes hands; `None` = a stranger.
     peer: Option<Connection>,
-    stranger: bool,
     edits: Vec<Edit>,
     /// What the peer says behind its handshake.
     pub(super) said: usize,
@@ -68,15 +67,10 @@ impl Wire {
         let coming = if stranger { input.rest().to_vec() } else { vec![] };
         let (spoke, waited, heard) = (false, false, vec![]);
         let (made, taken, taken_before) = (0, 0, None);
-        Self { peer, stranger, edits, said, spoke, splits, waits, waited, coming, made, heard, taken, taken_before }
+        Self { peer, edits, said, spoke, splits, waits, waited, coming, made, heard, taken, taken_before }
     }
 
-    /// Whether nobody is there who could shake hands.
-    pub(super) const fn is_stranger(&self) -> bool {
-        self.stranger
-    }
-
-    /// Whether somebody is.
+    /// Whether somebody is there who can shake hands.
     pub(super) const fn shakes(&self) -> bool {
         self.peer.is_some()
     }
