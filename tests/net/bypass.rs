@@ -11,7 +11,6 @@ use super::{
     capture::Capture,
     pods::{HUB, HUB6, in_own_network},
     roles::{Act, Fared},
-    support::eventually,
 };
 
 const SECRET: &str = "THE-SECRET-OF-CONTOSO";
@@ -165,26 +164,4 @@ fn no_other_protocol_leaves_the_pod() {
         }
         assert!(capture.end(SECRET.as_bytes()) >= PROTOCOLS.len(), "a pod without rules sends them all");
     });
-}
-
-#[test]
-fn at_its_limit_a_proxy_refuses_new_connections_keeps_the_old_and_comes_back() {
-    in_own_network(
-        "bypass::at_its_limit_a_proxy_refuses_new_connections_keeps_the_old_and_comes_back",
-        |net| async move {
-            let mut pod = net.pod(3, "server", &[(8080, Mode::Plaintext)], "").await;
-            pod.end_sidecar().await;
-            // 64 are kept back, a connection takes two: 20 connections.
-            pod.descriptors = 104;
-            pod.start_sidecar().await;
-            let _application = pod.start(Act::Echo(vec![pod.v4(8080)])).await;
-            let mut crowd = net.start(Act::Idle(pod.v4(8080), 20)).await;
-            assert_eq!(net.act(call(pod.v4(8080))).await, Fared::Reset);
-            pod.refused("inbound", "Limit").await;
-            assert!(pod.fetch("/ready").await.unwrap().contains(" 200 "), "health has its own descriptors");
-            crowd.child.kill().await.unwrap();
-            eventually("room again", || async { (net.act(call(pod.v4(8080))).await == Fared::Answered).then_some(()) })
-                .await;
-        },
-    );
 }

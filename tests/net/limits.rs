@@ -186,6 +186,7 @@ fn without_descriptors_a_proxy_sheds_the_new_cuts_the_revoked_rests_and_comes_ba
         assert_eq!(outcome, Fared::Reset);
         assert_eq!(edge.call().await, Fared::Reset);
         assert!(edge.refusals("Limit").await >= 2.0);
+        assert!(edge.server.fetch("/ready").await.unwrap().contains(" 200 "), "health has its own descriptors");
         let ticks = watched(&edge.server).await;
         println!("{ticks} ticks at the bound; {} descriptors held", edge.server.held());
         assert!(ticks <= BUSY, "{ticks} ticks");
@@ -252,7 +253,6 @@ fn in_64_mebibytes_a_proxy_keeps_two_thousand_connections_and_sheds_what_is_too_
         let old = edge.talk(HELD, DEAF, true).await;
         let crowd = dialled(&old, HELD).await;
         tell(&edge, "held", crowd);
-        let _ = ();
         assert!(edge.server.lives());
         let flood = edge.talk(FLOOD, 0, true).await;
         let crowd = dialled(&flood, FLOOD).await;
