@@ -8,7 +8,15 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::{access::Record, inbound, limits::Limits, outbound, shards::Shards, shared::Shared, sockets};
+use super::{
+    access::Record,
+    inbound,
+    limits::Limits,
+    outbound,
+    shards::{Host, Shards},
+    shared::Shared,
+    sockets,
+};
 use crate::{
     brief::Direction,
     refusal::{LimitDetail, Refusal},
@@ -28,6 +36,8 @@ pub(super) struct Arrival<P> {
     pub(super) place: OwnedSemaphorePermit,
     /// Where it comes from.
     pub(super) limits: Arc<Limits>,
+    /// Where it is carried.
+    pub(super) host: Host,
 }
 
 /// What the accept loops need.
@@ -102,14 +112,18 @@ impl Acceptor {
         let shared = self.shared.clone();
         match direction {
             Direction::Outbound => {
-                let arrival = Box::new(Arrival { from, pending: (), place, limits: self.limits.clone() });
-                self.carry(stream, move |stream| outbound::serve(shared, stream, arrival));
+                let limits = self.limits.clone();
+                self.carry(stream, move |stream, host| {
+                    outbound::serve(shared, stream, Box::new(Arrival { from, pending: (), place, limits, host }))
+                });
             }
             Direction::Inbound => match self.limits.handshake(from.ip()) {
                 Err(refusal) => refuse(stream, refusal),
                 Ok(pending) => {
-                    let arrival = Box::new(Arrival { from, pending, place, limits: self.limits.clone() });
-                    self.carry(stream, move |stream| inbound::serve(shared, stream, arrival));
+                    let limits = self.limits.clone();
+                    self.carry(stream, move |stream, host| {
+                        inbound::serve(shared, stream, Box::new(Arrival { from, pending, place, limits, host }))
+                    });
                 }
             },
         }
@@ -118,7 +132,7 @@ impl Acceptor {
     fn carry<F: Future<Output = ()> + Send + 'static>(
         &self,
         stream: TcpStream,
-        serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+        serve: impl FnOnce(TcpStream, Host) -> F + Send + 'static,
     ) {
         self.shards.carry(self.index, &self.tasks, stream, serve);
     }

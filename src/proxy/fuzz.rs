@@ -6,7 +6,11 @@ mod seeds;
 
 pub(in crate::proxy) use self::input::{Input, Splits, pattern};
 pub use self::seeds::{TARGETS, seeds};
-pub use super::{records::fuzz::records, relay::fuzz::tunnel, tls::fuzz::handshake};
+pub use super::{
+    records::fuzz::records,
+    relay::{fuzz::tunnel, mux_fuzz::mux},
+    tls::fuzz::handshake,
+};
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use super::{
     presented::Certificates,
     quotas::Quotas,
     records::{self, MAX_PLAINTEXT, Opened, Records, STRIDE},
-    relay::{Tunnel, memory::carry},
+    relay::{Tunnel, memory::carry, mux_memory},
     tls::memory::shake,
 };
 use crate::{
@@ -121,6 +121,13 @@ impl Connection {
         answering.await??;
         calling.await??;
         called.await?
+    }
+}
+
+impl Connection {
+    /// The same through one multiplexed connection, on each of `streams` one before the first is answered.
+    pub fn multiplexed(self, streams: usize, count: usize, size: usize) -> anyhow::Result<()> {
+        mux_memory::requests(self.0, streams, count, size)
     }
 }
 

@@ -12,12 +12,13 @@ use super::{
     generation::Generation,
     limits::Limits,
     metrics::mode_word,
+    muxes,
     registry::Place,
-    relay::{self, Joined, Network, Resting},
+    relay::{self, Joined, Network, Parts, Resting},
     reprove, sessions,
     shared::Shared,
     sockets,
-    tls::{self, Secured, Stream},
+    tls::{self, Made, Secured, Stream},
 };
 use crate::{
     brief::{ALPN_REPROVE, Direction, Mode, Port},
@@ -33,11 +34,15 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<Arrival<Handshake>>) {
-    let Arrival { from, pending, mut place, limits } = *arrival;
+    let Arrival { from, pending, mut place, limits, host } = *arrival;
     let mut record = Record::begin(Direction::Inbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
     let mut joined = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
-        Ok(Some(joined)) => joined,
+        Ok(Entered::Connection(joined)) => joined,
+        Ok(Entered::Many(parts, registered, destination)) => {
+            let came = muxes::Came { from, destination };
+            return muxes::serve(&shared, (&host, limits), *parts, registered, came, place);
+        }
         other => return record.end(other.map(drop), &shared.metrics, &shared.refusals),
     };
     loop {
@@ -57,6 +62,15 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<A
     }
 }
 
+/// What came in.
+enum Entered {
+    Connection(Box<Joined>),
+    /// A connection for many, dialled to an address.
+    Many(Box<Parts<TcpStream>>, Place, SocketAddr),
+    /// No connection but a proof, and it is over.
+    Proof,
+}
+
 /// The next connection on a session, judged as if it had just come; `None` = there is none, or whoever calls must shake
 /// hands anew. Nobody is told: it comes again at once.
 async fn again(
@@ -72,8 +86,21 @@ async fn again(
     let Resting { mut tunnel, place: last } = sessions::next(shared, resting).await?;
     drop(rest);
     let taken = limits.connection().ok()?;
+    let (application, place, record) = anew(shared, &last, (from, destination)).await?;
+    drop(last);
+    tunnel.mark().await.ok()?;
+    shared.metrics.resumed(Direction::Inbound);
+    Some((Box::new(Joined { application, network: Network::Secured(Stream::Own(tunnel)), place }), record, taken))
+}
+
+/// One more connection by the handshake of the one at `last`, judged as if it had just come.
+pub(super) async fn anew(
+    shared: &Shared,
+    last: &Place,
+    (from, destination): (SocketAddr, SocketAddr),
+) -> Option<(TcpStream, Place, Record)> {
     let generation = last.under.upgrade().filter(|one| shared.generation().is_ok_and(|now| Arc::ptr_eq(one, &now)))?;
-    let Basis::Caller { proof, .. } = shared.registry.rests(&last)? else { return None };
+    let Basis::Caller { proof, .. } = shared.registry.rests(last)? else { return None };
     generation.judge.stands(&proof, telemetry::now()).ok()?;
     let mut record = Record::begin(Direction::Inbound, from);
     record.destination = Some(destination);
@@ -81,21 +108,17 @@ async fn again(
     record.proven(&proof.original);
     let came = Came { dialled: destination.port(), chain: &[], tls12: false };
     let (place, target) = admitted(shared, &generation, came, proof).ok()?;
-    drop(last);
     let address = SocketAddr::new(destination.ip(), target);
     let (application, place) = reach(shared, address, place, &record).await.ok()?;
-    tunnel.mark().await.ok()?;
-    shared.metrics.resumed(Direction::Inbound);
-    Some((Box::new(Joined { application, network: Network::Secured(Stream::Own(tunnel)), place }), record, taken))
+    Some((application, place, record))
 }
 
-/// `None` = it was no connection, but a proof, and is over.
 async fn establish(
     shared: &Arc<Shared>,
     stream: TcpStream,
     pending: Handshake,
     record: &mut Record,
-) -> Result<Option<Box<Joined>>, Refusal> {
+) -> Result<Entered, Refusal> {
     let destination = shared.place.intercepted.destination(&stream)?;
     record.destination = Some(destination);
     shared.not_ourselves(destination)?;
@@ -110,7 +133,8 @@ async fn establish(
         let place = anybody(shared, &generation, port, destination.port(), None)?;
         let address = SocketAddr::new(destination.ip(), port.target_port);
         let (application, place) = reach(shared, address, place, record).await?;
-        return Ok(Some(Box::new(Joined { application, network: Network::Plain(stream), place })));
+        let joined = Joined { application, network: Network::Plain(stream), place };
+        return Ok(Entered::Connection(Box::new(joined)));
     }
     let (secured, place, target) = tokio::select! {
         biased;
@@ -119,10 +143,14 @@ async fn establish(
     };
     drop(pending);
     if secured.protocol.as_deref() == Some(ALPN_REPROVE) {
-        return reprove::answer(shared, secured.stream, place, record).await.map(|()| None);
+        return reprove::answer(shared, secured.made.stream()?, place, record).await.map(|()| Entered::Proof);
     }
+    let stream = match secured.made {
+        Made::Stream(stream) => stream,
+        Made::Mux(parts) => return Ok(Entered::Many(parts, place, destination)),
+    };
     let (application, place) = reach(shared, SocketAddr::new(destination.ip(), target), place, record).await?;
-    Ok(Some(Box::new(Joined { application, network: Network::Secured(secured.stream), place })))
+    Ok(Entered::Connection(Box::new(Joined { application, network: Network::Secured(stream), place })))
 }
 
 /// Handshake, verdict, registration; and the local port where the application takes this caller's calls.

@@ -27,6 +27,7 @@ pub mod intercept;
 mod judge;
 mod limits;
 mod metrics;
+mod muxes;
 mod named;
 mod outbound;
 mod presented;

@@ -121,7 +121,7 @@ async fn secured(
     })?;
     place.seat = Some(seat);
     shared.contacts.met(partner, None, telemetry::now());
-    Ok((secured.stream, place))
+    Ok((secured.made.stream()?, place))
 }
 
 /// A connection to `port` of `host`, wherever that is; nothing is said on it yet.

@@ -12,14 +12,17 @@ use super::{
     basis::{Basis, Proof, still_admitted},
     dns,
     generation::Generation,
+    limits::Limits,
     metrics::mode_word,
+    muxes::Call,
     named,
     registry::Place,
     relay::{self, Joined, Network},
     sessions,
+    shards::Host,
     shared::Shared,
     sockets,
-    tls::{self, Secured, Stream},
+    tls::{self, Made, Secured},
 };
 use crate::{
     brief::{Direction, Mode, Route},
@@ -29,10 +32,10 @@ use crate::{
 
 /// Serves one connection of our application to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<Arrival<()>>) {
-    let Arrival { from, pending: (), place, limits: _ } = *arrival;
+    let Arrival { from, pending: (), place, limits, host } = *arrival;
     let mut record = Record::begin(Direction::Outbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
-    let carried = match Box::pin(establish(&shared, stream, &mut record)).await {
+    let carried = match Box::pin(establish(&shared, stream, (host, limits), &mut record)).await {
         Ok(joined) => relay::carry(joined, &mut record).await,
         Err(refusal) => Err(refusal),
     };
@@ -46,7 +49,12 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<A
     drop(place);
 }
 
-async fn establish(shared: &Shared, application: TcpStream, record: &mut Record) -> Result<Box<Joined>, Refusal> {
+async fn establish(
+    shared: &Arc<Shared>,
+    application: TcpStream,
+    (host, limits): (Host, Arc<Limits>),
+    record: &mut Record,
+) -> Result<Box<Joined>, Refusal> {
     let destination = shared.place.intercepted.destination(&application)?;
     record.destination = Some(destination);
     record.peer = destination.ip().to_string();
@@ -63,21 +71,40 @@ async fn establish(shared: &Shared, application: TcpStream, record: &mut Record)
     record.mode = mode_word(mode);
     if mode == Mode::MutualTls {
         generation.brief().stands()?;
-        let resumed = match &route.pod {
-            Some(pod) if route.sidecar => sessions::resume(shared, &generation, destination, &route.server, pod).await,
-            Some(_) | None => None,
-        };
-        let (stream, place) = match resumed {
-            Some(resumed) => resumed,
-            None => mutual(shared, &generation, destination, route, record).await?,
-        };
+        let call =
+            Call { shared, generation: &generation, address: destination, route: &route, host: &host, limits: &limits };
+        let (network, place) = called(&call, record).await?;
         shared.metrics.connected(Direction::Outbound, record.mode);
-        return Ok(Box::new(Joined { application, network: Network::Secured(stream), place }));
+        return Ok(Box::new(Joined { application, network, place }));
     }
     let Route { server, pod, .. } = route;
     let basis = Basis::Server { address: destination, server, mode, pod, proof: None };
     still_admitted(&basis, &generation.judge, &shared.routes.table(), telemetry::now())?;
     splice(shared, &generation, application, destination, basis, record).await
+}
+
+/// A connection to a declared server: with others on one, on a session that rests, or by a handshake.
+async fn called(call: &Call<'_>, record: &mut Record) -> Result<(Network, Place), Refusal> {
+    let &Call { shared, generation, address, route, .. } = call;
+    let alone = async |record: &mut Record| {
+        let (made, place) = mutual(shared, generation, address, route, false, record).await?;
+        Ok((Network::Secured(made.stream()?), place))
+    };
+    let Some(pod) = route.pod.as_ref().filter(|_| route.sidecar) else { return alone(record).await };
+    let key = sessions::key(address, route.server.clone(), pod.clone());
+    let (crowd, found) = call.share(key, record).await?;
+    let found = match found {
+        Some(found) => Some(found),
+        None => sessions::resume(shared, generation, address, &route.server, pod)
+            .await
+            .map(|(stream, place)| (Network::Secured(stream), place)),
+    };
+    let (network, mut place) = match found {
+        Some(found) => found,
+        None => alone(record).await?,
+    };
+    place.crowd = Some(crowd);
+    Ok((network, place))
 }
 
 fn declared_mode(route: &Route, port: u16) -> Result<Mode, Refusal> {
@@ -123,16 +150,22 @@ pub(super) fn pass(
     Ok(Box::new(Joined { application, network: Network::Plain(network), place }))
 }
 
-/// Dials the address that the application dialled; the certificate must name the declared server.
-async fn mutual(
+/// Dials the address that the application dialled; the certificate must name the declared server. For `many`, where
+/// the peer knows how.
+pub(super) async fn mutual(
     shared: &Shared,
     generation: &Arc<Generation>,
     destination: SocketAddr,
-    Route { server, pod, sidecar, .. }: Route,
+    Route { server, pod, sidecar, .. }: &Route,
+    many: bool,
     record: &mut Record,
-) -> Result<(Stream, Place), Refusal> {
-    let config = generation.client(&server)?;
-    let config = if sidecar { config } else { tls::without_protocol(&config) };
+) -> Result<(Made, Place), Refusal> {
+    let config = generation.client(server)?;
+    let config = match (sidecar, many) {
+        (false, _) => tls::without_protocol(&config),
+        (true, true) => tls::multiplexed(&config).unwrap_or(config),
+        (true, false) => config,
+    };
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);
     let name =
         ServerName::try_from(server.topology_name().ok_or(nameless)?.as_str().to_owned()).map_err(|_| nameless)?;
@@ -140,11 +173,12 @@ async fn mutual(
     let secured = secure(shared, network, (name, config), record).await?;
     let verdict = secured.verdict.ok_or(Refusal::NoCertificate)?;
     let proof = Some(Proof::new(verdict, generation.own_until, telemetry::now()));
-    let basis = Basis::Server { address: destination, server: server.clone(), mode: Mode::MutualTls, pod, proof };
+    let basis =
+        Basis::Server { address: destination, server: server.clone(), mode: Mode::MutualTls, pod: pod.clone(), proof };
     let place = register(shared, generation, basis, |current| {
-        current.judge.callee(&secured.chain, &server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
+        current.judge.callee(&secured.chain, server, telemetry::now()).map(drop).map_err(|refused| refused.reason)
     })?;
-    Ok((secured.stream, place))
+    Ok((secured.made, place))
 }
 
 /// The handshake with whoever answers, and its verdict. Nothing of the application's goes further before that.

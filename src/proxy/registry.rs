@@ -18,6 +18,7 @@ use super::{
     basis::{Basis, Proof, still_admitted},
     generation::Generation,
     judge::Judge,
+    muxes::Crowd,
     quotas::Seat,
     routes::Table,
 };
@@ -64,6 +65,8 @@ pub(super) struct Place {
     pub(super) killed: oneshot::Receiver<Refusal>,
     /// Among the connections of its partner.
     pub(super) seat: Option<Seat>,
+    /// Among the connections to the same pod.
+    pub(super) crowd: Option<Crowd>,
     /// The generation that admitted it.
     pub(super) under: Weak<Generation>,
 }
@@ -112,7 +115,7 @@ impl Registry {
         let (kill, killed) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, Box::new(Open { basis, kill: Some(kill), rests: false }));
-        Place { registry: self.clone(), id, killed, seat: None, under: Weak::new() }
+        Place { registry: self.clone(), id, killed, seat: None, crowd: None, under: Weak::new() }
     }
 
     /// The connection at `place` has ended and its session rests: it is counted no more, but cut as any other. Answers

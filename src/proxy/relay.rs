@@ -7,6 +7,7 @@
 
 #[cfg(any(test, feature = "fuzz", feature = "gate"))]
 pub(super) mod memory;
+mod mux;
 mod session;
 mod socket;
 mod streams;
@@ -28,10 +29,16 @@ use tokio::{
     time::{Instant, Sleep, sleep},
 };
 
+#[cfg(feature = "gate")]
+pub(super) use self::mux::memory as mux_memory;
 use self::streams::{Streams, Wire};
 #[cfg(any(test, feature = "fuzz"))]
-pub(super) use self::tunnel::fuzz;
-pub(super) use self::{session::Resting, tunnel::Tunnel};
+pub(super) use self::{mux::fuzz as mux_fuzz, tunnel::fuzz};
+pub(super) use self::{
+    mux::{Begun, Mux, MuxStream, Parts, Role},
+    session::Resting,
+    tunnel::Tunnel,
+};
 use super::{
     access::{Moved, Record},
     registry::Place,
@@ -148,6 +155,8 @@ pub(super) struct Joined {
 pub(super) enum Network {
     /// TLS.
     Secured(Stream),
+    /// A stream among others.
+    Stream(Box<MuxStream>),
     /// As the application writes it.
     Plain(TcpStream),
 }
@@ -159,6 +168,7 @@ pub(super) async fn carry(mut joined: Box<Joined>, record: &mut Record) -> Resul
     let Joined { application, network, place } = &mut *joined;
     let rests = match network {
         Network::Secured(Stream::Own(tunnel)) => between(application, &mut **tunnel, place, record).await?,
+        Network::Stream(stream) => between(application, &mut **stream, place, record).await?,
         // Rare, and large beside the other.
         Network::Secured(Stream::Rustls(stream)) => {
             let mut carrier = Box::new(Streams::new(&mut **stream, Wire::Tls));
@@ -172,6 +182,13 @@ pub(super) async fn carry(mut joined: Box<Joined>, record: &mut Record) -> Resul
     let Joined { network, place, .. } = *joined;
     match network {
         Network::Secured(Stream::Own(tunnel)) if rests => Ok(Some(Resting { tunnel, place })),
+        Network::Stream(mut stream) => {
+            // Unless it ended in order, dropping it is a reset.
+            if rests {
+                stream.ended();
+            }
+            Ok(None)
+        }
         Network::Secured(_) | Network::Plain(_) => Ok(None),
     }
 }

@@ -34,15 +34,15 @@ const REST: Duration = Duration::from_secs(10);
 /// How long one rests where we were called: the caller ends it first.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// How long a server may take to accept the next connection, until we try a handshake.
-const ACCEPT: Duration = Duration::from_secs(2);
+pub(super) const ACCEPT: Duration = Duration::from_secs(2);
 
 /// The generation has moved: a handshake is judged by the new one. Nobody is told.
-const AGAIN: Refusal = Refusal::HandshakeFailed(HandshakeDetail::Malformed);
+pub(super) const AGAIN: Refusal = Refusal::HandshakeFailed(HandshakeDetail::Malformed);
 
 /// Where a session leads. Only to a pod's own address: behind a Service's, each connection finds a pod anew, and who would
 /// stay with one defeats that. A socket belongs to the thread that polls it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub(super) struct Key {
     thread: ThreadId,
     address: SocketAddr,
     server: SpiffeId,
@@ -127,12 +127,14 @@ pub(super) fn end(resting: Resting) {
     drop(resting);
 }
 
-fn key(address: SocketAddr, server: SpiffeId, pod: String) -> Key {
+/// For this thread.
+pub(super) fn key(address: SocketAddr, server: SpiffeId, pod: String) -> Key {
     Key { thread: std::thread::current().id(), address, server, pod }
 }
 
 /// Keeps a session of ours for the next call of the same server at the same address.
-pub(super) fn rest(shared: &Shared, resting: Resting) {
+pub(super) fn rest(shared: &Shared, mut resting: Resting) {
+    resting.place.crowd = None;
     match shared.registry.rests(&resting.place) {
         Some(Basis::Server { address, server, pod: Some(pod), proof: Some(proof), .. }) => {
             shared.sessions.put(key(address, server, pod), Idle { resting, proof, since: Instant::now() });

@@ -34,6 +34,44 @@ struct Shard {
     handle: Handle,
     /// Connections that it carries.
     open: Arc<AtomicUsize>,
+    /// Multiplexed ones that it was given.
+    muxes: Arc<AtomicUsize>,
+}
+
+/// Where a connection is carried, and what counts it.
+#[derive(Clone, Debug)]
+pub(super) struct Host {
+    shards: Shards,
+    index: usize,
+    tasks: TaskTracker,
+}
+
+impl Host {
+    /// Carries a part of the connection beside it.
+    pub(super) fn spawn(&self, part: impl Future<Output = ()> + Send + 'static) {
+        self.shards.handle(self.index).spawn(self.tasks.track_future(part));
+    }
+
+    /// Carries the multiplexed connection `stream`, here or where fewest are: it will have many, which cannot be moved.
+    pub(super) fn settle<F>(&self, stream: TcpStream, serve: impl FnOnce(TcpStream, Self) -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let muxes = |shard: &Shard| shard.muxes.load(Ordering::Relaxed);
+        let own = muxes(&self.shards.0[self.index]);
+        let least = self.shards.0.iter().map(muxes).enumerate().min_by_key(|(_, count)| *count);
+        let index = least.filter(|(_, count)| *count < own).map_or(self.index, |(other, _)| other);
+        let there = Self { index, ..self.clone() };
+        let carried = Carried::enter(&self.shards.0[index].muxes, &self.tasks);
+        let given = Box::new(Given::new(stream, index == self.index));
+        self.shards.handle(index).spawn(async move {
+            match given.taken() {
+                Ok(stream) => serve(stream, there).await,
+                Err(error) => tracing::warn!(%error, "cannot take a connection over"),
+            }
+            drop(carried);
+        });
+    }
 }
 
 /// The threads themselves; they end with the token that they were started with.
@@ -47,6 +85,13 @@ struct Carried {
     _tracked: TaskTrackerToken,
 }
 
+impl Carried {
+    fn enter(open: &Arc<AtomicUsize>, tasks: &TaskTracker) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self { open: open.clone(), _tracked: tasks.token() }
+    }
+}
+
 impl Drop for Carried {
     fn drop(&mut self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
@@ -56,15 +101,19 @@ impl Drop for Carried {
 /// A connection on its way to a shard.
 enum Given {
     Here(TcpStream),
-    Moved(std::net::TcpStream),
+    Moved(io::Result<std::net::TcpStream>),
 }
 
 impl Given {
+    fn new(stream: TcpStream, stays: bool) -> Self {
+        if stays { Self::Here(stream) } else { Self::Moved(stream.into_std()) }
+    }
+
     /// On the thread that will carry it.
     fn taken(self) -> io::Result<TcpStream> {
         match self {
             Self::Here(stream) => Ok(stream),
-            Self::Moved(stream) => TcpStream::from_std(stream),
+            Self::Moved(stream) => TcpStream::from_std(stream?),
         }
     }
 }
@@ -75,7 +124,8 @@ impl Shards {
         let (mut shards, mut threads) = (Vec::new(), Vec::new());
         for index in 0..count.max(1) {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            shards.push(Shard { handle: runtime.handle().clone(), open: Arc::default() });
+            let handle = runtime.handle().clone();
+            shards.push(Shard { handle, open: Arc::default(), muxes: Arc::default() });
             threads.push(spawn(index, runtime, stop.clone())?);
         }
         Ok((Self(shards.into()), Threads(threads)))
@@ -92,20 +142,19 @@ impl Shards {
         index: usize,
         tasks: &TaskTracker,
         stream: TcpStream,
-        serve: impl FnOnce(TcpStream) -> F + Send + 'static,
+        serve: impl FnOnce(TcpStream, Host) -> F + Send + 'static,
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let to = self.choose(index);
         let shard = &self.0[to];
-        shard.open.fetch_add(1, Ordering::Relaxed);
-        let carried = Carried { open: shard.open.clone(), _tracked: tasks.token() };
-        let given = if to == index { Ok(Given::Here(stream)) } else { stream.into_std().map(Given::Moved) };
-        let given = Box::new(given);
+        let carried = Carried::enter(&shard.open, tasks);
+        let given = Box::new(Given::new(stream, to == index));
+        let host = Host { shards: self.clone(), index: to, tasks: tasks.clone() };
         shard.handle.spawn(async move {
             // What is captured is kept beside what is awaited: so that is made in here, and the rest is small.
-            match (*given).and_then(Given::taken) {
-                Ok(stream) => serve(stream).await,
+            match given.taken() {
+                Ok(stream) => serve(stream, host).await,
                 // What cannot be taken over is closed, which is what would befall it at the first read.
                 Err(error) => tracing::warn!(%error, "cannot take a connection over"),
             }
@@ -151,7 +200,7 @@ mod tests {
             let (_, accepted) =
                 tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), async { listener.accept().await });
             let said = said.clone();
-            shards.carry(0, &tasks, accepted.unwrap().0, |stream| async move {
+            shards.carry(0, &tasks, accepted.unwrap().0, |stream, _| async move {
                 said.send((std::thread::current().name().unwrap_or_default().to_owned(), stream.peer_addr().is_ok()))
                     .unwrap();
                 std::future::pending().await

@@ -19,6 +19,7 @@ use super::{
     generation::{Generation, GenerationError, Readiness},
     limits,
     metrics::Metrics,
+    muxes::Muxes,
     presented::Certificates,
     quotas::{Quotas, Seat},
     registry::{self, Place, Registry},
@@ -48,6 +49,8 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     /// Sessions of ours that rest.
     pub(super) sessions: Sessions,
+    /// What connections to the same pod share.
+    pub(super) muxes: Arc<Muxes>,
     /// Where declared servers live.
     pub(super) routes: Routes,
     /// What the application is told of names.
@@ -96,6 +99,7 @@ impl Shared {
             draining: CancellationToken::new(),
             registry: Arc::default(),
             sessions: Sessions::new(limits::sessions(limits::descriptors())),
+            muxes: Arc::default(),
             routes: Routes::default(),
             guard: Guard::new(&place.resolvers, &place.search, &place.pod_ips),
             metrics: Metrics::default(),

@@ -45,11 +45,11 @@ use super::{
     judge::{Judge, Refused},
     presented::Certificates,
     quotas::Quotas,
-    relay::Tunnel,
+    relay::{Parts, Tunnel},
     sockets,
 };
 use crate::{
-    brief::{ALPN, ALPN_REPROVE, ALPN_SESSIONS, Port, ServerTls},
+    brief::{ALPN, ALPN_MUX, ALPN_REPROVE, ALPN_SESSIONS, Port, ServerTls},
     identity::{DnsName, SpiffeId},
     pki::verify::Proven,
     refusal::{AlertDetail, ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
@@ -115,6 +115,9 @@ pub(super) fn mutual(making: Making<'_>, port: &Port) -> Result<Arc<ServerConfig
     let mut config = server_config(versions(tls12), Arc::new(caller), Arc::new(names))?;
     // A client without ALPN passes, one that insists on another protocol does not: rustls' rule is ours.
     config.alpn_protocols = protocols(config.enable_secret_extraction, &[ALPN, ALPN_REPROVE]);
+    if config.enable_secret_extraction {
+        config.alpn_protocols.insert(0, ALPN_MUX.to_vec());
+    }
     Ok(Arc::new(config))
 }
 
@@ -165,6 +168,13 @@ pub(super) fn without_protocol(config: &ClientConfig) -> Arc<ClientConfig> {
     let mut config = config.clone();
     config.alpn_protocols.clear();
     Arc::new(config)
+}
+
+/// `config` for many connections at a time; `None` = rustls carries the bytes, which knows no streams of ours.
+pub(super) fn multiplexed(config: &ClientConfig) -> Option<Arc<ClientConfig>> {
+    let mut config = config.clone();
+    config.alpn_protocols.insert(0, ALPN_MUX.to_vec());
+    config.enable_secret_extraction.then(|| Arc::new(config))
 }
 
 /// `config` for a re-proof instead of a connection.
@@ -242,7 +252,7 @@ fn client_config(
 /// A finished handshake: what carries the bytes, and who the peer is.
 pub(super) struct Secured {
     /// The connection.
-    pub(super) stream: Stream,
+    pub(super) made: Made,
     /// The peer's verdict; none where it need not show a certificate and shows none.
     pub(super) verdict: Option<Proven>,
     /// What the peer showed, leaf first.
@@ -251,6 +261,25 @@ pub(super) struct Secured {
     pub(super) protocol: Option<Vec<u8>>,
     /// Whether it is TLS 1.2.
     pub(super) tls12: bool,
+}
+
+/// What a handshake makes.
+#[derive(Debug)]
+pub(super) enum Made {
+    /// A connection for one of an application's.
+    Stream(Stream),
+    /// One for many.
+    Mux(Box<Parts<TcpStream>>),
+}
+
+impl Made {
+    /// What carries one connection, where no other was asked for.
+    pub(super) fn stream(self) -> Result<Stream, Refusal> {
+        match self {
+            Self::Stream(stream) => Ok(stream),
+            Self::Mux(_) => Err(Refusal::BadAlpn),
+        }
+    }
 }
 
 /// A TLS connection over a TCP socket.
@@ -322,9 +351,14 @@ fn own<E: Endpoint>(
     let chain = endpoint.peer_certificates().unwrap_or_default().to_vec();
     let protocol = endpoint.alpn_protocol().map(<[u8]>::to_vec);
     let records = endpoint.into_records().map_err(|error| unusable(&error))?;
-    let session = protocol.as_deref() == Some(ALPN_SESSIONS);
-    let stream = Stream::Own(Box::new(Tunnel::new(stream, records, (left.flight, left.behind), session)));
-    Ok(Secured { stream, verdict, chain, protocol, tls12: false })
+    let left = (left.flight, left.behind);
+    let made = if protocol.as_deref() == Some(ALPN_MUX) {
+        Made::Mux(Box::new(Parts { network: stream, records, left }))
+    } else {
+        let session = protocol.as_deref() == Some(ALPN_SESSIONS);
+        Made::Stream(Stream::Own(Box::new(Tunnel::new(stream, records, left, session))))
+    };
+    Ok(Secured { made, verdict, chain, protocol, tls12: false })
 }
 
 fn rustls(stream: TlsStream<TcpStream>, verdict: Option<Proven>) -> Secured {
@@ -332,7 +366,7 @@ fn rustls(stream: TlsStream<TcpStream>, verdict: Option<Proven>) -> Secured {
     let chain = connection.peer_certificates().unwrap_or_default().to_vec();
     let protocol = connection.alpn_protocol().map(<[u8]>::to_vec);
     let tls12 = connection.protocol_version() != Some(ProtocolVersion::TLSv1_3);
-    Secured { stream: Stream::Rustls(Box::new(stream)), verdict, chain, protocol, tls12 }
+    Secured { made: Made::Stream(Stream::Rustls(Box::new(stream))), verdict, chain, protocol, tls12 }
 }
 
 fn unusable(error: &Error) -> Refused {

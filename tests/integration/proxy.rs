@@ -10,12 +10,16 @@ mod expiry;
 mod federation;
 mod harness;
 mod lifecycle;
+#[cfg(not(feature = "rustls-records"))]
+mod muxes;
 mod partners;
 mod probes;
 mod refusals;
 mod revocation;
 mod scale;
-// Only our own record layer has marks.
+// Only our own record layer has marks, and frames.
 #[cfg(not(feature = "rustls-records"))]
 mod sessions;
+#[cfg(not(feature = "rustls-records"))]
+mod two;
 mod views;

@@ -9,8 +9,13 @@ use clap::ValueEnum;
 use crate::{baseline::Counted, work::Name};
 
 /// What is counted, and how often the work is done.
-pub(crate) const COUNTED: &[(Name, usize)] =
-    &[(Name::Records, 64), (Name::Handshakes, 200), (Name::FirstHandshakes, 50), (Name::Requests, 1000)];
+pub(crate) const COUNTED: &[(Name, usize)] = &[
+    (Name::Records, 64),
+    (Name::Handshakes, 200),
+    (Name::FirstHandshakes, 50),
+    (Name::Requests, 1000),
+    (Name::MultiplexedRequests, 1000),
+];
 
 /// How a piece of work is named on the command line and in the baseline.
 pub(crate) fn word(name: Name) -> String {

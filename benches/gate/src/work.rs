@@ -14,6 +14,9 @@ use crate::{
     support::{control, domain::Domain},
 };
 
+/// Streams that talk at a time.
+const STREAMS: usize = 8;
+
 /// Kinds of work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Name {
@@ -25,6 +28,8 @@ pub(crate) enum Name {
     FirstHandshakes,
     /// Requests through two tunnels
     Requests,
+    /// Requests on eight streams of one connection, without relays
+    MultiplexedRequests,
 }
 
 /// Makes ready what `name` needs, and does it so many times.
@@ -74,6 +79,7 @@ fn counted(runtime: &Runtime, ready: Ready, name: Name, times: usize) -> anyhow:
                 }
             }
             Name::Requests => connection.requests(times, REQUEST).await?,
+            Name::MultiplexedRequests => connection.multiplexed(STREAMS, times, REQUEST)?,
         }
         Ok(())
     })

@@ -1,7 +1,7 @@
 //! What libFuzzer begins with: a few inputs of each target, so that none of what they choose from must be guessed.
 
 /// The names of the targets.
-pub const TARGETS: [&str; 3] = ["records", "tunnel", "handshake"];
+pub const TARGETS: [&str; 4] = ["records", "tunnel", "mux", "handshake"];
 
 /// Small pieces, and long ones.
 const PIECES: [[u8; 8]; 2] = [[0, 0, 0, 4, 0, 1, 0, 9], [0xFF; 8]];
@@ -47,6 +47,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     match target {
         "records" => records(),
         "tunnel" => tunnel(),
+        "mux" => mux(),
         "handshake" => handshake(),
         _ => vec![],
     }
@@ -71,6 +72,42 @@ fn tunnel() -> Vec<Vec<u8>> {
             [&head[..], &[0, said.len() as u8], b"Fi", said, done].concat()
         })
         .collect()
+}
+
+/// What streams and their peer may do, as [`super::mux`] reads it.
+const TALKED: [&[u8]; 10] = [
+    // We call: opened, taken, data both ways, fetched, ends, left in order.
+    &[8, 0, 0, 1, 1, 0, 10, 1, 9, 9, 0, 1, 3, 2, b'h', b'i', 12, 1, 0, 13, 1, 0, 1, 4, 0, 12, 1, 0, 14, 1, 2],
+    // Refused, reset, left without order.
+    &[8, 0, 8, 0, 0, 1, 2, 0, 0, 2, 1, 0, 0, 2, 5, 0, 10, 2, 1, 1, 14, 1, 1, 14, 2, 1],
+    // All of the window, and one byte more.
+    &[8, 0, 0, 1, 1, 0, 0, 1, 3, 0x80, 0x3F, 0xFB, 0, 1, 3, 0x80, 0, 5, 0, 1, 3, 1, b'x'],
+    // Much of ours: without credit, with some, behind what the socket did not take, and when it has.
+    &[8, 0, 0, 1, 1, 0, 10, 1, 0xFF, 0xFF, 10, 1, 9, 9, 0, 1, 6, 0x84, 0x20, 0, 10, 1, 0xFF, 0xFF, 10, 1, 0xFF, 0xFF],
+    &[
+        8, 0, 0, 1, 1, 0, 0, 1, 6, 0x84, 0x20, 0, 10, 1, 0xFF, 0xFF, 15, 0, 0xFF, 0xFF, 15, 0, 0xFF, 0xFF, 11, 1, 0xFF,
+        0xFF,
+    ],
+    // Both ends, twice.
+    &[8, 0, 0, 1, 1, 0, 13, 1, 13, 1, 0, 1, 4, 0, 0, 1, 4, 0],
+    // We are called: begun, taken, begun again.
+    &[0, 1, 128, 0, 9, 1, 0, 1, 3, 1, b'x', 12, 1, 1, 10, 1, 0, 90, 0, 1, 0, 0],
+    // Begun and reset, begun and left, new keys.
+    &[
+        0, 1, 128, 0, 0, 1, 5, 0, 9, 1, 0, 2, 128, 0, 14, 2, 1, 7, 0, 7, 0, 15, 0, 0xFF, 0xFF, 7, 0, 14, 7, 0, 0, 3,
+        128, 0,
+    ],
+    // Data before it was taken, of no stream, no frame at all.
+    &[0, 1, 128, 0, 0, 1, 3, 1, b'x'],
+    &[0, 1, 7, 5, 0, 0, 0, 1, 9],
+];
+
+fn mux() -> Vec<Vec<u8>> {
+    let plays = TALKED.iter().zip(0..).flat_map(|(talked, number): (_, u8)| {
+        // Some are what the caller does, some what the callee.
+        [number, number + 1].map(|choice| [&[choice, u8::from(number > 5)][..], talked].concat())
+    });
+    plays.collect()
 }
 
 fn handshake() -> Vec<Vec<u8>> {

@@ -35,7 +35,7 @@ fn check(target: fn(&[u8]), input: &[u8]) {
 
 #[test]
 fn whatever_a_peer_does_what_is_promised_of_the_data_path_holds() {
-    for (name, target) in TARGETS.into_iter().zip([records as fn(&[u8]), tunnel, handshake]) {
+    for (name, target) in TARGETS.into_iter().zip([records as fn(&[u8]), tunnel, mux, handshake]) {
         let seeds = seeds(name);
         assert!(!seeds.is_empty() && seeds.len() < 50, "{name}");
         for seed in &seeds {

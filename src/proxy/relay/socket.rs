@@ -21,23 +21,32 @@ pub(in super::super) trait Socket: AsyncRead + AsyncWrite + Unpin {
 
 impl Socket for TcpStream {
     fn poll_scatter(&mut self, cx: &mut Context<'_>, places: &mut [IoSliceMut<'_>]) -> Poll<io::Result<usize>> {
-        let room: usize = places.iter().map(|place| place.len()).sum();
-        loop {
-            ready!(self.poll_read_ready(cx))?;
-            let mut found = None;
-            let outcome = self.try_io(Interest::READABLE, || {
-                let length = (&*SockRef::from(&*self)).read_vectored(places)?;
-                found = Some(length);
-                // What was not full has emptied the queue: with "would block" the next turn waits for news instead of
-                // asking in vain. An end stays visible, since it is news of its own.
-                if 0 < length && length < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-            });
-            match (found, outcome) {
-                (Some(length), _) => return Poll::Ready(Ok(length)),
-                (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
-                (None, Err(error)) => return Poll::Ready(Err(error)),
-                (None, Ok(())) => return Poll::Ready(Ok(0)),
-            }
+        poll_scatter(self, cx, places)
+    }
+}
+
+/// The same of a socket that is shared.
+pub(super) fn poll_scatter(
+    socket: &TcpStream,
+    cx: &mut Context<'_>,
+    places: &mut [IoSliceMut<'_>],
+) -> Poll<io::Result<usize>> {
+    let room: usize = places.iter().map(|place| place.len()).sum();
+    loop {
+        ready!(socket.poll_read_ready(cx))?;
+        let mut found = None;
+        let outcome = socket.try_io(Interest::READABLE, || {
+            let length = (&*SockRef::from(socket)).read_vectored(places)?;
+            found = Some(length);
+            // What was not full has emptied the queue: with "would block" the next turn waits for news instead of asking
+            // in vain. An end stays visible, since it is news of its own.
+            if 0 < length && length < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+        });
+        match (found, outcome) {
+            (Some(length), _) => return Poll::Ready(Ok(length)),
+            (None, Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {}
+            (None, Err(error)) => return Poll::Ready(Err(error)),
+            (None, Ok(())) => return Poll::Ready(Ok(0)),
         }
     }
 }
@@ -58,9 +67,14 @@ pub(super) fn portion(room: usize) -> usize {
 }
 
 /// What is kept of all connections of this thread.
-#[cfg(test)]
 pub(super) fn kept() -> usize {
     KEPT.get()
+}
+
+/// Counts what is kept that was `before` and is `now`.
+pub(super) fn count(before: usize, now: usize) {
+    // A thread that ends has nothing to count any more.
+    let _ = KEPT.try_with(|kept| kept.set((kept.get() + now).saturating_sub(before)));
 }
 
 /// Bytes that a slow side did not take yet. Of an idle connection there are none, and it is one word.
@@ -90,9 +104,7 @@ impl Drop for Waiting {
 
 impl Waiting {
     fn count(&mut self) {
-        let before = std::mem::replace(&mut self.counted, self.bytes.len());
-        // A thread that ends has nothing to count any more.
-        let _ = KEPT.try_with(|kept| kept.set((kept.get() + self.counted).saturating_sub(before)));
+        count(std::mem::replace(&mut self.counted, self.bytes.len()), self.bytes.len());
     }
 }
 

@@ -116,13 +116,11 @@ impl Peer {
     }
 
     /// A record of `kind` with `content`.
-    #[cfg(test)]
     pub(in crate::proxy) fn say(&mut self, kind: u8, content: &[u8]) -> Vec<u8> {
         self.seal([3, 3], [content, &[kind]].concat())
     }
 
     /// Asks for a new key, having one.
-    #[cfg(test)]
     pub(in crate::proxy) fn ask(&mut self) -> Vec<u8> {
         let record = self.say(22, &[24, 0, 0, 1, 1]);
         self.change();

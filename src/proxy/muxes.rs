@@ -1,0 +1,302 @@
+//! Multiplexed connections: where we call, from when on connections to a pod share one; where we are called, how each of
+//! their streams is judged. Each stream is judged by itself, in both sidecars, as if it had just come; and as with
+//! sessions, no stream begins under another generation than the one that let the handshake in.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use tokio::{net::TcpStream, sync::watch, time::timeout};
+
+use super::{
+    access::Record,
+    basis::Basis,
+    generation::Generation,
+    inbound,
+    limits::Limits,
+    outbound,
+    registry::Place,
+    relay::{self, Begun, Joined, Mux, Network, Parts, Role},
+    sessions::{ACCEPT, AGAIN, Key},
+    shards::Host,
+    shared::Shared,
+    tls::Made,
+};
+use crate::{
+    brief::{Direction, Mode, Route},
+    refusal::Refusal,
+    telemetry,
+};
+
+/// So many connections at a time of one thread to one pod have connections of their own: whoever has few moves much on
+/// them, and need not share.
+const FEW: usize = 1;
+/// How long one without a stream stays where we called.
+const REST: Duration = Duration::from_secs(10);
+/// How long where we were called: the caller ends it first.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What leads to one pod.
+#[derive(Debug, Default)]
+struct Spot {
+    /// Connections that are open.
+    open: usize,
+    mux: Option<Arc<Mux>>,
+    /// One is being made; its end is the end of that.
+    dialling: Option<watch::Receiver<()>>,
+    /// Under this generation the pod knew none.
+    unable: Weak<Generation>,
+}
+
+impl Spot {
+    fn is_left(&self) -> bool {
+        self.open == 0 && self.mux.is_none() && !self.is_dialling()
+    }
+
+    /// One whose maker is gone is made by nobody.
+    fn is_dialling(&self) -> bool {
+        self.dialling.as_ref().is_some_and(|dialling| dialling.has_changed().is_ok())
+    }
+}
+
+/// Where we call.
+#[derive(Debug, Default)]
+pub(super) struct Muxes(Mutex<HashMap<Arc<Key>, Spot>>);
+
+/// A connection among those to the same pod, left when dropped.
+#[derive(Debug)]
+pub(super) struct Crowd {
+    muxes: Arc<Muxes>,
+    key: Arc<Key>,
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        let mut all = self.muxes.lock();
+        if let Some(spot) = all.get_mut(&self.key) {
+            spot.open = spot.open.saturating_sub(1);
+            if spot.is_left() {
+                all.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// What a connection finds that would share.
+enum Found {
+    Mux(Arc<Mux>),
+    /// Somebody makes one.
+    Wait(watch::Receiver<()>),
+    /// It is for us to make one; whoever waits hears of it, or goes its own way when this is dropped.
+    Make(watch::Sender<()>),
+    Nothing,
+}
+
+/// What came of making one.
+enum Outcome {
+    Shared(Arc<Mux>),
+    /// The pod knows none: what serves one connection, or nothing.
+    Alone(Option<(Network, Place)>),
+}
+
+impl Muxes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Key>, Spot>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a connection; answers also how many there were.
+    fn enter(self: &Arc<Self>, key: Key) -> (Crowd, usize) {
+        let mut all = self.lock();
+        let key = all.get_key_value(&key).map_or_else(|| Arc::new(key), |(known, _)| known.clone());
+        let spot = all.entry(key.clone()).or_default();
+        spot.open += 1;
+        (Crowd { muxes: self.clone(), key }, spot.open - 1)
+    }
+
+    fn find(&self, key: &Arc<Key>, current: &Arc<Generation>) -> Found {
+        let mut all = self.lock();
+        let spot = all.entry(key.clone()).or_default();
+        if let Some(mux) = &spot.mux
+            && std::ptr::eq(mux.place.under.as_ptr(), Arc::as_ptr(current))
+            && mux.has_room()
+        {
+            return Found::Mux(mux.clone());
+        }
+        if let Some(dialling) = spot.dialling.clone().filter(|_| spot.is_dialling()) {
+            return Found::Wait(dialling);
+        }
+        if std::ptr::eq(spot.unable.as_ptr(), Arc::as_ptr(current)) {
+            return Found::Nothing;
+        }
+        let (made, dialling) = watch::channel(());
+        spot.dialling = Some(dialling);
+        Found::Make(made)
+    }
+
+    /// One was made, or cannot be.
+    fn made(&self, key: &Arc<Key>, change: impl FnOnce(&mut Spot)) {
+        if let Some(spot) = self.lock().get_mut(key) {
+            spot.dialling = None;
+            change(spot);
+        }
+    }
+
+    fn forget(&self, key: &Arc<Key>, mux: &Arc<Mux>) {
+        let mut all = self.lock();
+        if let Some(spot) = all.get_mut(key) {
+            spot.mux.take_if(|one| Arc::ptr_eq(one, mux));
+            if spot.is_left() {
+                all.remove(key);
+            }
+        }
+    }
+}
+
+/// Where a connection of ours leads.
+pub(super) struct Call<'a> {
+    /// The proxy.
+    pub(super) shared: &'a Arc<Shared>,
+    /// What is in force.
+    pub(super) generation: &'a Arc<Generation>,
+    /// What the application dialled.
+    pub(super) address: SocketAddr,
+    /// Who is declared there.
+    pub(super) route: &'a Route,
+    /// Where it is carried.
+    pub(super) host: &'a Host,
+    /// What bounds it.
+    pub(super) limits: &'a Arc<Limits>,
+}
+
+impl Call<'_> {
+    /// Counts a connection to `pod` for as long as the answer lives; with others it shares one, `None` = it does not.
+    pub(super) async fn share(
+        &self,
+        key: Key,
+        record: &mut Record,
+    ) -> Result<(Crowd, Option<(Network, Place)>), Refusal> {
+        let (crowd, others) = self.shared.muxes.enter(key);
+        if others < FEW || self.shared.draining.is_cancelled() {
+            return Ok((crowd, None));
+        }
+        let mut found = self.shared.muxes.find(&crowd.key, self.generation);
+        if let Found::Wait(mut dialling) = found {
+            if dialling.changed().await.is_err() {
+                return Ok((crowd, None));
+            }
+            found = self.shared.muxes.find(&crowd.key, self.generation);
+        }
+        let joined = match found {
+            Found::Nothing | Found::Wait(_) => None,
+            Found::Mux(mux) => {
+                let joined = self.begin(&mux).await;
+                if joined.is_none() {
+                    // It does not answer, or its generation is over there: whoever comes next makes another.
+                    self.shared.muxes.forget(&crowd.key, &mux);
+                }
+                joined
+            }
+            Found::Make(made) => match self.make(&crowd.key, record).await? {
+                Outcome::Alone(joined) => joined,
+                Outcome::Shared(mux) => {
+                    made.send_replace(());
+                    self.begin(&mux).await
+                }
+            },
+        };
+        Ok((crowd, joined))
+    }
+
+    /// Shakes hands for many.
+    async fn make(&self, key: &Arc<Key>, record: &mut Record) -> Result<Outcome, Refusal> {
+        let Self { shared, generation, address, route, host, limits } = self;
+        let Ok(counted) = limits.connection() else { return Ok(Outcome::Alone(None)) };
+        let (made, place) = outbound::mutual(shared, generation, *address, route, true, record).await?;
+        let parts = match made {
+            Made::Mux(parts) => *parts,
+            Made::Stream(stream) => {
+                shared.muxes.made(key, |spot| spot.unable = Arc::downgrade(generation));
+                return Ok(Outcome::Alone(Some((Network::Secured(stream), place))));
+            }
+        };
+        if shared.registry.rests(&place).is_none() {
+            return Ok(Outcome::Alone(None));
+        }
+        let (mux, life) = Mux::new(Role::Caller, parts, place, REST);
+        shared.muxes.made(key, |spot| spot.mux = Some(mux.clone()));
+        let (shared, key, made) = ((*shared).clone(), key.clone(), mux.clone());
+        host.spawn(async move {
+            // Nothing is begun by whom we called.
+            mux.run(life, &shared.draining, drop).await;
+            shared.muxes.forget(&key, &mux);
+            drop(counted);
+        });
+        Ok(Outcome::Shared(made))
+    }
+
+    /// A stream, judged as any call; `None` = a handshake is needed.
+    async fn begin(&self, mux: &Arc<Mux>) -> Option<(Network, Place)> {
+        let Self { shared, generation, address, route, .. } = self;
+        let Some(Basis::Server { proof: Some(proof), .. }) = shared.registry.rests(&mux.place) else { return None };
+        generation.judge.stands(&proof, telemetry::now()).ok()?;
+        let (server, pod) = (route.server.clone(), route.pod.clone());
+        let basis = Basis::Server { address: *address, server, mode: Mode::MutualTls, pod, proof: Some(proof) };
+        let place = outbound::register(shared, generation, basis, |_| Err(AGAIN)).ok()?;
+        let stream = timeout(ACCEPT, mux.begin()?.accepted()).await.ok()??;
+        shared.metrics.resumed(Direction::Outbound);
+        Some((Network::Stream(Box::new(stream)), place))
+    }
+}
+
+/// What those who are called need of the handshake: who called from where, and what they dialled.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Came {
+    /// Who called.
+    pub(super) from: SocketAddr,
+    /// What was dialled.
+    pub(super) destination: SocketAddr,
+}
+
+/// Serves one where we were called, on the thread that has fewest.
+pub(super) fn serve(
+    shared: &Arc<Shared>,
+    (host, limits): (&Host, Arc<Limits>),
+    parts: Parts<TcpStream>,
+    place: Place,
+    came: Came,
+    counted: impl Send + 'static,
+) {
+    if shared.registry.rests(&place).is_none() {
+        return;
+    }
+    let shared = shared.clone();
+    let Parts { network, records, left } = parts;
+    host.settle(network, move |network, host| async move {
+        let (mux, life) = Mux::new(Role::Callee, Parts { network, records, left }, place, PATIENCE);
+        let begun = |begun| host.spawn(stream(shared.clone(), limits.clone(), begun, came));
+        mux.run(life, &shared.draining, begun).await;
+        drop(counted);
+    });
+}
+
+/// Serves one stream to its end. One that is not let in comes again by a handshake, and hears why there.
+async fn stream(shared: Arc<Shared>, limits: Arc<Limits>, begun: Begun, came: Came) {
+    let Ok(counted) = limits.connection() else { return };
+    drop(limits);
+    let Some((joined, mut record)) = Box::pin(join(&shared, begun, came)).await else { return };
+    let outcome = relay::carry(joined, &mut record).await;
+    record.end(outcome.map(drop), &shared.metrics, &shared.refusals);
+    drop(counted);
+}
+
+async fn join(shared: &Arc<Shared>, begun: Begun, came: Came) -> Option<(Box<Joined>, Record)> {
+    let Came { from, destination } = came;
+    let mux = begun.mux().clone();
+    let (application, place, record) = inbound::anew(shared, &mux.place, (from, destination)).await?;
+    let stream = begun.accept()?;
+    shared.metrics.resumed(Direction::Inbound);
+    Some((Box::new(Joined { application, network: Network::Stream(Box::new(stream)), place }), record))
+}

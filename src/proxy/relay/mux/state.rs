@@ -1,0 +1,466 @@
+//! A multiplexed connection without its socket: records in, frames to streams; frames of streams, records out.
+//!
+//! Nothing here waits and nothing is read or written: who must wait leaves its waker, and what is sealed lies in `out`
+//! until the socket takes it. A peer cannot make us keep more than the windows we gave its streams.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    task::{Context, Poll, Waker},
+};
+
+use rustls::{AlertDescription, ContentType, Error, InvalidMessage};
+
+use super::{
+    super::super::records::{self, HEADER, Opened, Records, STRIDE},
+    entry::{Begun, Entry},
+    frame::{Frame, MAX_DATA, PREFIX},
+};
+use crate::refusal::Refusal;
+
+/// Streams at a time.
+const MAX_STREAMS: usize = 16_384;
+/// What waits for the socket before no stream adds to it.
+pub(super) const PLENTY: usize = 256 << 10;
+/// What may wait when a peer makes us answer and does not listen.
+pub(super) const MOST: usize = 1 << 20;
+/// Credit that a peer may give.
+pub(super) const MOST_CREDIT: u32 = 1 << 26;
+
+/// Which side this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super::super) enum Role {
+    /// We called: streams are begun here.
+    Caller,
+    /// We were called.
+    Callee,
+}
+
+/// What a stream finds when it looks for what came.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Taken {
+    /// Bytes.
+    Data(Vec<u8>),
+    /// No more come.
+    End,
+}
+
+/// The stream, or all of it, is broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Gone;
+
+/// A multiplexed connection.
+#[derive(Debug)]
+pub(super) struct State {
+    records: Records,
+    role: Role,
+    streams: HashMap<u32, Entry>,
+    /// The number of the newest stream.
+    last: u32,
+    out: Vec<u8>,
+    /// How much of `out` the socket has taken.
+    start: usize,
+    /// How many bytes were ever put in `out` or written past it.
+    sealed: u64,
+    /// An answer to a peer that asked for a new key is in `out`.
+    answers: bool,
+    partial: Vec<u8>,
+    /// Streams that the peer has begun and nobody has looked at.
+    begun: Vec<u32>,
+    failed: Option<Refusal>,
+    /// No more streams.
+    closing: bool,
+    pump: Option<Waker>,
+    /// Streams that wait for room in `out`, in the order in which they came.
+    crowd: VecDeque<u32>,
+    /// Streams that wait until what they said last is written.
+    ending: Vec<u32>,
+}
+
+fn violation() -> Error {
+    InvalidMessage::UnexpectedMessage("a frame that its stream does not have").into()
+}
+
+impl State {
+    /// After a handshake: what of it is to be sent, and what came behind it.
+    pub(super) fn new(role: Role, records: Records, (flight, behind): (Vec<u8>, Vec<u8>)) -> Self {
+        Self {
+            records,
+            role,
+            streams: HashMap::new(),
+            last: 0,
+            sealed: flight.len() as u64,
+            out: flight,
+            start: 0,
+            answers: false,
+            partial: behind,
+            begun: Vec::new(),
+            failed: None,
+            closing: false,
+            pump: None,
+            crowd: VecDeque::new(),
+            ending: Vec::new(),
+        }
+    }
+
+    /// Who is woken when there is something to write.
+    pub(super) fn pump(&mut self, waker: &Waker) {
+        match &mut self.pump {
+            Some(pump) => pump.clone_from(waker),
+            none => *none = Some(waker.clone()),
+        }
+    }
+
+    fn wake_pump(&self) {
+        if let Some(waker) = &self.pump {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// How many streams there are.
+    pub(super) fn len(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Whether another stream may begin.
+    pub(super) fn has_room(&self) -> bool {
+        self.failed.is_none() && !self.closing && self.streams.len() < MAX_STREAMS && self.last < u32::MAX
+    }
+
+    /// No more streams begin.
+    pub(super) fn close(&mut self) {
+        self.closing = true;
+        self.wake_pump();
+    }
+
+    /// Why it ended, if it did not end in order.
+    pub(super) fn failed(&self) -> Option<Refusal> {
+        self.failed
+    }
+
+    /// It is over, for all streams.
+    pub(super) fn fail(&mut self, reason: Refusal) {
+        self.failed.get_or_insert(reason);
+        self.closing = true;
+        self.streams.values_mut().for_each(Entry::wake);
+        self.wake_pump();
+    }
+
+    // ---- what streams do
+
+    /// Begins a stream.
+    pub(super) fn open(&mut self) -> Option<u32> {
+        if !self.has_room() {
+            return None;
+        }
+        self.last += 1;
+        self.streams.insert(self.last, Entry::new());
+        self.say(self.last, Frame::Open).ok()?;
+        Some(self.last)
+    }
+
+    /// Whether the peer has taken the stream.
+    pub(super) fn opened(&mut self, id: u32, cx: &Context<'_>) -> Poll<bool> {
+        let failed = self.failed.is_some();
+        let Some(entry) = self.streams.get_mut(&id) else { return Poll::Ready(false) };
+        match entry.begun {
+            _ if failed || entry.reset => Poll::Ready(false),
+            Begun::Accepted => Poll::Ready(true),
+            Begun::Refused => Poll::Ready(false),
+            Begun::Waiting => entry.wait(cx),
+        }
+    }
+
+    /// Streams that the peer has begun since this was asked last.
+    pub(super) fn begun(&mut self) -> Vec<u32> {
+        std::mem::take(&mut self.begun)
+    }
+
+    /// Takes a stream that the peer has begun.
+    pub(super) fn accept(&mut self, id: u32) -> Result<(), Gone> {
+        let entry = self.streams.get_mut(&id).filter(|entry| !entry.reset).ok_or(Gone)?;
+        entry.begun = Begun::Accepted;
+        self.say(id, Frame::Accepted)
+    }
+
+    /// How much may be sent now. Who is `quiet` does not wait behind those who fill `out` whenever there is room; where
+    /// some wait, nobody takes more than a frame at a time.
+    pub(super) fn room(&mut self, id: u32, quiet: bool, cx: &Context<'_>) -> Poll<Result<usize, Gone>> {
+        let full = self.unwritten().len() > if quiet { 2 * PLENTY } else { PLENTY };
+        let most = if self.crowd.is_empty() { usize::MAX } else { MAX_DATA };
+        let entry = self.live(id)?;
+        let credit = entry.credit as usize;
+        if credit > 0 && !full {
+            return Poll::Ready(Ok(credit.min(most)));
+        }
+        let wait = entry.wait(cx);
+        if credit == 0 {
+            self.pass();
+        } else if !std::mem::replace(&mut entry.queued, true) {
+            self.crowd.push_back(id);
+        }
+        wait
+    }
+
+    /// Whoever waits longest has its turn, if there is room; who does not use its turn passes it on.
+    pub(super) fn pass(&mut self) {
+        while self.unwritten().len() <= PLENTY
+            && let Some(id) = self.crowd.pop_front()
+        {
+            if let Some(entry) = self.streams.get_mut(&id) {
+                entry.queued = false;
+                return entry.wake();
+            }
+        }
+    }
+
+    fn live(&mut self, id: u32) -> Result<&mut Entry, Gone> {
+        let failed = self.failed.is_some();
+        self.streams.get_mut(&id).filter(|entry| !entry.reset && !failed).ok_or(Gone)
+    }
+
+    /// Seals `length` bytes of the stream's, which lie in `buffer` in pieces of [`MAX_DATA`], each behind the room for
+    /// a record's header and a frame's. Answers the sealed bytes where they should be written at once: otherwise they
+    /// wait. Whoever writes them says how much was taken by [`State::wrote_past`].
+    pub(super) fn seal<'b>(&mut self, id: u32, buffer: &'b mut [u8], length: usize) -> Result<Option<&'b [u8]>, Gone> {
+        self.refresh()?;
+        let entry = self.live(id)?;
+        entry.credit = entry.credit.checked_sub(u32::try_from(length).map_err(|_| Gone)?).ok_or(Gone)?;
+        let pieces = length.div_ceil(MAX_DATA);
+        for slot in buffer.chunks_mut(STRIDE).take(pieces) {
+            slot.get_mut(HEADER..HEADER + PREFIX).ok_or(Gone)?.copy_from_slice(&Frame::prefix(id));
+        }
+        let sealed = self.records.seal(buffer, length + pieces * PREFIX).map_err(|_| Gone)?;
+        let sealed = &buffer[..sealed];
+        self.sealed += sealed.len() as u64;
+        if pieces > 1 && self.out.is_empty() {
+            return Ok(Some(sealed));
+        }
+        self.out.extend_from_slice(sealed);
+        self.wake_pump();
+        self.pass();
+        Ok(None)
+    }
+
+    /// Of what [`State::seal`] gave to be written, `rest` was not taken.
+    pub(super) fn wrote_past(&mut self, rest: &[u8]) {
+        if !rest.is_empty() {
+            self.out.extend_from_slice(rest);
+            self.wake_pump();
+        }
+        self.pass();
+    }
+
+    /// What came for a stream, also where nothing else will.
+    pub(super) fn take(&mut self, id: u32, cx: &Context<'_>) -> Poll<Result<Taken, Gone>> {
+        let failed = self.failed.is_some();
+        let entry = self.streams.get_mut(&id).filter(|entry| !entry.reset).ok_or(Gone)?;
+        if entry.held() > 0 {
+            return Poll::Ready(Ok(Taken::Data(entry.fetch())));
+        }
+        match (entry.ended, failed) {
+            (true, _) => Poll::Ready(Ok(Taken::End)),
+            (false, true) => Poll::Ready(Err(Gone)),
+            (false, false) => entry.wait(cx),
+        }
+    }
+
+    /// The application has taken `length` bytes, `at_once` or not: the peer may send more.
+    pub(super) fn took(&mut self, id: u32, length: usize, at_once: bool) {
+        let Ok(entry) = self.live(id) else { return };
+        let more = entry.window.took(length, at_once, entry.held());
+        if let Some(more) = more
+            && !entry.ended
+        {
+            let _ = self.say(id, Frame::Credit(more));
+        }
+    }
+
+    /// The stream sends no more. Answers the position at which that is written.
+    pub(super) fn end(&mut self, id: u32) -> Result<u64, Gone> {
+        self.live(id)?;
+        self.say(id, Frame::End)?;
+        Ok(self.sealed)
+    }
+
+    /// Whether the socket has taken everything up to `position`.
+    pub(super) fn is_written(&mut self, id: u32, position: u64, cx: &Context<'_>) -> Poll<Result<(), Gone>> {
+        let written = self.sealed - self.unwritten().len() as u64;
+        let entry = self.live(id)?;
+        if written >= position {
+            return Poll::Ready(Ok(()));
+        }
+        let wait = entry.wait(cx);
+        if !std::mem::replace(&mut entry.queued, true) {
+            self.ending.push(id);
+        }
+        wait
+    }
+
+    /// The stream is gone here; unless `in_order`, it is reset for the peer too.
+    pub(super) fn leave(&mut self, id: u32, in_order: bool) {
+        let Some(entry) = self.streams.remove(&id) else { return };
+        let answer = match (self.role, entry.begun) {
+            (Role::Callee, Begun::Waiting) => Some(Frame::Refused),
+            (_, Begun::Refused) => None,
+            _ => (!in_order && !entry.reset).then_some(Frame::Reset),
+        };
+        if let Some(frame) = answer
+            && self.failed.is_none()
+        {
+            let _ = self.say(id, frame);
+        }
+        self.pass();
+        if self.streams.is_empty() {
+            self.wake_pump();
+        }
+    }
+
+    // ---- what the socket does
+
+    /// How many bytes `out` holds, the written ones too.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) const fn held(&self) -> usize {
+        self.out.len()
+    }
+
+    /// How many bytes were ever sealed.
+    #[cfg(any(test, feature = "fuzz"))]
+    pub(super) const fn sealed(&self) -> u64 {
+        self.sealed
+    }
+
+    /// What is to be written.
+    pub(super) fn unwritten(&self) -> &[u8] {
+        &self.out[self.start..]
+    }
+
+    /// The socket has taken so much of it.
+    pub(super) fn wrote(&mut self, length: usize) {
+        self.start += length;
+        if self.start == self.out.len() {
+            (self.out, self.start, self.answers) = (Vec::new(), 0, false);
+        } else if self.start > PLENTY {
+            self.out.drain(..self.start);
+            self.start = 0;
+        }
+        for id in std::mem::take(&mut self.ending) {
+            if let Some(entry) = self.streams.get_mut(&id) {
+                entry.queued = false;
+                entry.wake();
+            }
+        }
+        self.pass();
+    }
+
+    /// What came behind the handshake, to be read before anything else.
+    pub(super) fn first(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.partial)
+    }
+
+    /// Puts the incomplete record at the beginning of `scratch`; answers how long it is.
+    pub(super) fn behind(&self, scratch: &mut [u8]) -> usize {
+        scratch[..self.partial.len()].copy_from_slice(&self.partial);
+        self.partial.len()
+    }
+
+    /// Reads the records in `buffer`; answers whether the peer goes on.
+    pub(super) fn receive(&mut self, mut buffer: &mut [u8]) -> Result<bool, Error> {
+        while let Some(length) = records::whole(buffer)? {
+            let (record, behind) = buffer.split_at_mut(length);
+            buffer = behind;
+            match self.records.open(record)? {
+                Opened::Data(data) => {
+                    let (id, frame) = Frame::parse(data).ok_or_else(violation)?;
+                    self.heard(id, frame)?;
+                }
+                Opened::Nothing | Opened::Mark => {}
+                Opened::UpdateRequested => self.answer()?,
+                Opened::Closed => return Ok(false),
+            }
+            if self.unwritten().len() > MOST {
+                return Err(violation());
+            }
+        }
+        self.partial = if buffer.is_empty() { Vec::new() } else { buffer.to_vec() };
+        Ok(true)
+    }
+
+    fn heard(&mut self, id: u32, frame: Frame<'_>) -> Result<(), Error> {
+        if frame == Frame::Open {
+            return self.asked(id);
+        }
+        if id == 0 || id > self.last {
+            return Err(violation());
+        }
+        // What crossed with our own end of it is passed over.
+        let Some(entry) = self.streams.get_mut(&id) else { return Ok(()) };
+        match (frame, entry.begun) {
+            (Frame::Accepted, Begun::Waiting) if self.role == Role::Caller => entry.begun = Begun::Accepted,
+            (Frame::Refused, Begun::Waiting) if self.role == Role::Caller => entry.begun = Begun::Refused,
+            (Frame::Reset, _) => entry.reset = true,
+            (Frame::Data(data), Begun::Accepted) if !entry.ended && entry.window.came(data.len()) => {
+                entry.put(data);
+            }
+            (Frame::End, Begun::Accepted) if !entry.ended => entry.ended = true,
+            (Frame::Credit(more), Begun::Accepted) => {
+                let credit = entry.credit.checked_add(more).filter(|credit| *credit <= MOST_CREDIT);
+                entry.credit = credit.ok_or_else(violation)?;
+            }
+            _ => return Err(violation()),
+        }
+        entry.wake();
+        Ok(())
+    }
+
+    fn asked(&mut self, id: u32) -> Result<(), Error> {
+        // A number is used once, and they count up.
+        if self.role == Role::Caller || id <= self.last {
+            return Err(violation());
+        }
+        self.last = id;
+        if self.has_room() {
+            self.streams.insert(id, Entry::new());
+            self.begun.push(id);
+        } else {
+            let _ = self.say(id, Frame::Refused);
+        }
+        Ok(())
+    }
+
+    // ---- what is sealed
+
+    fn say(&mut self, id: u32, frame: Frame<'_>) -> Result<(), Gone> {
+        self.refresh()?;
+        let before = self.out.len();
+        self.records.say(ContentType::ApplicationData, &frame.write(id), &mut self.out).map_err(|_| Gone)?;
+        self.sealed += (self.out.len() - before) as u64;
+        self.wake_pump();
+        Ok(())
+    }
+
+    /// A new key where ours is worn.
+    fn refresh(&mut self) -> Result<(), Gone> {
+        if self.records.is_worn() { self.update().map_err(|_| Gone) } else { Ok(()) }
+    }
+
+    fn update(&mut self) -> Result<(), Error> {
+        let before = self.out.len();
+        self.records.update(&mut self.out)?;
+        self.sealed += (self.out.len() - before) as u64;
+        self.wake_pump();
+        Ok(())
+    }
+
+    /// One answer is enough for all that was asked before it is sent (RFC 8446 §4.6.3).
+    fn answer(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.answers, true) { Ok(()) } else { self.update() }
+    }
+
+    /// Says why it ends, behind everything else.
+    pub(super) fn alert(&mut self, description: AlertDescription) {
+        let before = self.out.len();
+        // What cannot be sealed is not said: it ends anyhow.
+        let _ = self.records.alert(description, &mut self.out);
+        self.sealed += (self.out.len() - before) as u64;
+    }
+}
