@@ -41,9 +41,7 @@ pub const POLL_HOLD_SECONDS: u64 = 30;
 pub const TOKEN_AUDIENCE: &str = "entente.dev";
 /// Application protocol between our own sidecars.
 pub const ALPN: &[u8] = b"entente/1";
-/// Application protocol of sessions: one handshake carries one connection after the other, each judged by itself.
-pub const ALPN_SESSIONS: &[u8] = b"entente/sessions";
-/// Application protocol of multiplexed connections: one handshake carries many at a time, each judged by itself.
+/// Application protocol of multiplexed connections: one handshake carries many, each judged by itself.
 pub const ALPN_MUX: &[u8] = b"entente/mux";
 /// Application protocol of a re-proof: a handshake that moves the deadlines of the connections open between two pods.
 pub const ALPN_REPROVE: &[u8] = b"entente/reprove";

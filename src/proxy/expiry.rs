@@ -65,7 +65,6 @@ pub(super) async fn run(shared: Arc<Shared>) {
 
 fn look(shared: &Arc<Shared>, pods: &mut Pods) {
     let Some(generation) = shared.in_force() else { return };
-    shared.sessions.sweep(&generation);
     let now = telemetry::now();
     let policy = generation.brief().on_peer_expiry;
     let cut = shared.registry.expire(policy, now);

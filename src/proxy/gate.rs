@@ -101,8 +101,8 @@ impl Connection {
         let (mut application, near) = duplex(ROOM);
         let (network, far) = duplex(ROOM);
         let (mut server, beyond) = duplex(ROOM);
-        let calling = tokio::spawn(carry(near, Tunnel::new(network, ours, Default::default(), false)));
-        let called = tokio::spawn(carry(beyond, Tunnel::new(far, theirs, Default::default(), false)));
+        let calling = tokio::spawn(carry(near, Tunnel::new(network, ours, Default::default())));
+        let called = tokio::spawn(carry(beyond, Tunnel::new(far, theirs, Default::default())));
         let answering = tokio::spawn(async move {
             let mut request = vec![0; size];
             for _ in 0..count {

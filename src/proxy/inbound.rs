@@ -3,22 +3,21 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use rustls_pki_types::CertificateDer;
-use tokio::{net::TcpStream, sync::OwnedSemaphorePermit, time::timeout};
+use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     accept::Arrival,
     access::Record,
     basis::{Basis, Proof, still_admitted},
     generation::Generation,
-    limits::Limits,
     metrics::mode_word,
     muxes,
     registry::Place,
-    relay::{self, Joined, Network, Parts, Resting},
-    reprove, sessions,
+    relay::{self, Joined, Network, Parts},
+    reprove,
     shared::Shared,
     sockets,
-    tls::{self, Made, Secured, Stream},
+    tls::{self, Made, Secured},
 };
 use crate::{
     brief::{ALPN_REPROVE, Direction, Mode, Port},
@@ -34,10 +33,10 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// Serves one accepted connection to its end.
 pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<Arrival<Handshake>>) {
-    let Arrival { from, pending, mut place, limits, host } = *arrival;
+    let Arrival { from, pending, place, limits, host } = *arrival;
     let mut record = Record::begin(Direction::Inbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
-    let mut joined = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
+    let joined = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
         Ok(Entered::Connection(joined)) => joined,
         Ok(Entered::Many(parts, registered, destination)) => {
             let came = muxes::Came { from, destination };
@@ -45,21 +44,9 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<A
         }
         other => return record.end(other.map(drop), &shared.metrics, &shared.refusals),
     };
-    loop {
-        let destination = record.destination;
-        let (outcome, resting) = match relay::carry(joined, &mut record).await {
-            Ok(resting) => (Ok(()), resting),
-            Err(refusal) => (Err(refusal), None),
-        };
-        record.end(outcome, &shared.metrics, &shared.refusals);
-        let Some((resting, destination)) = resting.zip(destination) else { return };
-        // A session that rests is no connection, and takes the place of none.
-        drop(place);
-        match Box::pin(again(&shared, &limits, resting, (from, destination))).await {
-            Some(next) => (joined, record, place) = next,
-            None => return,
-        }
-    }
+    let outcome = relay::carry(joined, &mut record).await;
+    record.end(outcome, &shared.metrics, &shared.refusals);
+    drop(place);
 }
 
 /// What came in.
@@ -69,28 +56,6 @@ enum Entered {
     Many(Box<Parts<TcpStream>>, Place, SocketAddr),
     /// No connection but a proof, and it is over.
     Proof,
-}
-
-/// The next connection on a session, judged as if it had just come; `None` = there is none, or whoever calls must shake
-/// hands anew. Nobody is told: it comes again at once.
-async fn again(
-    shared: &Shared,
-    limits: &Limits,
-    resting: Resting,
-    (from, destination): (SocketAddr, SocketAddr),
-) -> Option<(Box<Joined>, Record, OwnedSemaphorePermit)> {
-    let Some(rest) = limits.rest() else {
-        sessions::end(resting);
-        return None;
-    };
-    let Resting { mut tunnel, place: last } = sessions::next(shared, resting).await?;
-    drop(rest);
-    let taken = limits.connection().ok()?;
-    let (application, place, record) = anew(shared, &last, (from, destination)).await?;
-    drop(last);
-    tunnel.mark().await.ok()?;
-    shared.metrics.resumed(Direction::Inbound);
-    Some((Box::new(Joined { application, network: Network::Secured(Stream::Own(tunnel)), place }), record, taken))
 }
 
 /// One more connection by the handshake of the one at `last`, judged as if it had just come.

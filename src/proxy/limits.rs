@@ -20,8 +20,6 @@ const MAX_PENDING: usize = 1024;
 const MAX_PENDING_PER_SOURCE: usize = 64;
 /// Descriptors kept back for the control channel, health and files.
 const RESERVED_DESCRIPTORS: usize = 64;
-/// Sessions that rest at a time.
-const MAX_SESSIONS: usize = 256;
 /// More than this many are never asked for.
 const MOST_DESCRIPTORS: u64 = 1 << 20;
 
@@ -38,19 +36,14 @@ const LEAST_CONNECTIONS: u64 = 64;
 pub(super) struct Limits {
     handshakes: Handshakes,
     connections: Arc<Semaphore>,
-    resting: Arc<Semaphore>,
 }
 
 impl Limits {
     /// The bounds that allow so many connections at a time.
-    pub(super) fn new(connections: usize, resting: usize) -> Self {
+    pub(super) fn new(connections: usize) -> Self {
         let pending = MAX_PENDING.min(connections / 2).max(MAX_PENDING_PER_SOURCE);
         let handshakes = Handshakes::new(pending, MAX_PENDING_PER_SOURCE);
-        Self {
-            handshakes,
-            connections: Arc::new(Semaphore::new(connections)),
-            resting: Arc::new(Semaphore::new(resting)),
-        }
+        Self { handshakes, connections: Arc::new(Semaphore::new(connections)) }
     }
 
     /// A place for one more connection.
@@ -65,21 +58,16 @@ impl Limits {
         }
     }
 
-    /// A place for one more session that rests where we were called.
-    pub(super) fn rest(&self) -> Option<OwnedSemaphorePermit> {
-        self.resting.clone().try_acquire_owned().ok()
-    }
-
     /// A place for one more handshake from `source`, which may be another's, of a source that has more.
     pub(super) fn handshake(&self, source: IpAddr) -> Result<Handshake, Refusal> {
         self.handshakes.begin_before(source).ok_or(Refusal::Limit(LimitDetail::Pending))
     }
 }
 
-/// How many connections at a time `descriptors` allow, of which a relayed one holds two and a session that rests one, and
-/// so many bytes of `memory`.
+/// How many connections at a time `descriptors` allow, of which each holds two at most, and so many
+/// bytes of `memory`.
 pub(super) fn connections(descriptors: usize, memory: Option<u64>) -> usize {
-    let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS + 2 * sessions(descriptors)) / 2;
+    let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS) / 2;
     let by_memory = memory.map(|bytes| bytes.saturating_sub(BASE_MEMORY) / CONNECTION_MEMORY);
     let by_memory = by_memory.map_or(u64::MAX, |count| count.max(LEAST_CONNECTIONS));
     by_descriptors.min(usize::try_from(by_memory).unwrap_or(usize::MAX))
@@ -115,11 +103,6 @@ fn bound(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// How many sessions may rest where we called, and as many where we were called, if there are `descriptors`.
-pub(super) fn sessions(descriptors: usize) -> usize {
-    (descriptors / 32).min(MAX_SESSIONS)
-}
-
 /// How many descriptors this process may hold.
 pub(super) fn descriptors() -> usize {
     let current = getrlimit(Resource::Nofile).current.unwrap_or(MOST_DESCRIPTORS);
@@ -147,19 +130,9 @@ mod tests {
 
     #[test]
     fn descriptors_are_kept_back_a_connection_counts_twice_and_no_more_are_let_in() {
-        let limits = Limits::new(connections(RESERVED_DESCRIPTORS + 8, None), 0);
+        let limits = Limits::new(connections(RESERVED_DESCRIPTORS + 4, None));
         let _held = (limits.connection().unwrap(), limits.connection().unwrap());
         assert_eq!(limits.connection().unwrap_err(), Refusal::Limit(LimitDetail::Connections));
-    }
-
-    #[test]
-    fn sessions_that_rest_have_places_of_their_own() {
-        let limits = Limits::new(1, 1);
-        let rest = limits.rest();
-        assert!(rest.is_some() && limits.rest().is_none());
-        assert!(limits.connection().is_ok());
-        drop(rest);
-        assert!(limits.rest().is_some());
     }
 
     #[test]
@@ -167,19 +140,19 @@ mod tests {
         let check = |descriptors, mebibytes: Option<u64>, expected| {
             assert_eq!(connections(descriptors, mebibytes.map(|count| count << 20)), expected, "{mebibytes:?}");
         };
-        check(1024, None, 448);
+        check(1024, None, 480);
         check(1 << 20, Some(1024), 43_008);
         check(1 << 20, Some(64), 2_048);
-        check(1024, Some(64), 448);
+        check(1024, Some(64), 480);
         check(1 << 20, Some(16), 64);
         check(10, Some(64), 0);
         // A group without a bound says nearly the largest number there is.
-        assert_eq!(connections(1024, bound("9223372036854771712\n")), 448);
+        assert_eq!(connections(1024, bound("9223372036854771712\n")), 480);
     }
 
     #[test]
     fn handshakes_leave_half_of_the_places_to_connections() {
-        let limits = Limits::new(200, 0);
+        let limits = Limits::new(200);
         let begin = |last: u8| limits.handshake([10, 0, 0, last].into());
         let greedy: Vec<_> = (0..MAX_PENDING_PER_SOURCE).map(|_| begin(1).unwrap()).collect();
         assert_eq!(begin(1).unwrap_err(), Refusal::Limit(LimitDetail::Pending));

@@ -113,7 +113,7 @@ impl Metrics {
         self.connections.get_or_create(&ModeLabels { direction: word(direction), mode }).inc();
     }
 
-    /// A connection came on the session of an earlier one.
+    /// A connection came by the handshake of another.
     pub(super) fn resumed(&self, direction: Direction) {
         self.resumed.get_or_create(&DirectionLabel { direction: word(direction) }).inc();
     }

@@ -38,7 +38,6 @@ mod registry;
 mod relay;
 mod reprove;
 mod routes;
-mod sessions;
 mod shards;
 mod shared;
 mod sockets;
@@ -203,7 +202,7 @@ impl Bound {
         let (shards, threads) = Shards::start(shards, &stop).context("cannot start the threads that carry data")?;
         let most = limits::connections(limits::descriptors(), limits::memory());
         tracing::info!(most, "connections at a time");
-        let limits = Arc::new(Limits::new(most, limits::sessions(limits::descriptors())));
+        let limits = Arc::new(Limits::new(most));
         let acceptor = Acceptor { shared: shared.clone(), limits, tasks: connections.clone(), shards, index: 0 };
         for (together, direction, stop) in
             [(inbound, Direction::Inbound, &stop_inbound), (outbound, Direction::Outbound, &stop)]

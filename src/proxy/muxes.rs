@@ -1,11 +1,12 @@
-//! Multiplexed connections: where we call, from when on connections to a pod share one; where we are called, how each of
-//! their streams is judged. Each stream is judged by itself, in both sidecars, as if it had just come; and as with
-//! sessions, no stream begins under another generation than the one that let the handshake in.
+//! Multiplexed connections, one of each thread to each address of a pod: where we call, what becomes a stream on which;
+//! where we are called, how each stream is judged. A handshake proves who is there; each stream is judged by itself, in
+//! both sidecars, as if it had just come, and none begins under another generation than the one that let the handshake in.
 
 use std::{
     collections::HashMap,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    thread::ThreadId,
     time::Duration,
 };
 
@@ -20,30 +21,45 @@ use super::{
     outbound,
     registry::Place,
     relay::{self, Begun, Joined, Mux, Network, Parts, Role},
-    sessions::{ACCEPT, AGAIN, Key},
     shards::Host,
     shared::Shared,
     tls::Made,
 };
 use crate::{
     brief::{Direction, Mode, Route},
-    refusal::Refusal,
+    identity::SpiffeId,
+    refusal::{HandshakeDetail, Refusal},
     telemetry,
 };
 
-/// So many connections at a time of one thread to one pod have connections of their own: whoever has few moves much on
-/// them, and need not share.
-const FEW: usize = 1;
 /// How long one without a stream stays where we called.
 const REST: Duration = Duration::from_secs(10);
 /// How long where we were called: the caller ends it first.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a server may take to accept a stream, until we try a handshake.
+const ACCEPT: Duration = Duration::from_secs(2);
+
+/// The generation has moved: a handshake is judged by the new one. Nobody is told.
+const AGAIN: Refusal = Refusal::HandshakeFailed(HandshakeDetail::Malformed);
+
+/// Where one leads. Only to a pod's own address: behind a Service's, each connection finds a pod anew, and who would stay
+/// with one defeats that. A socket belongs to the thread that polls it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    thread: ThreadId,
+    address: SocketAddr,
+    server: SpiffeId,
+    pod: String,
+}
+
+/// For this thread.
+pub(super) fn key(address: SocketAddr, server: SpiffeId, pod: String) -> Key {
+    Key { thread: std::thread::current().id(), address, server, pod }
+}
 
 /// What leads to one pod.
 #[derive(Debug, Default)]
 struct Spot {
-    /// Connections that are open.
-    open: usize,
     mux: Option<Arc<Mux>>,
     /// One is being made; its end is the end of that.
     dialling: Option<watch::Receiver<()>>,
@@ -52,8 +68,8 @@ struct Spot {
 }
 
 impl Spot {
-    fn is_left(&self) -> bool {
-        self.open == 0 && self.mux.is_none() && !self.is_dialling()
+    fn is_used(&self) -> bool {
+        self.mux.is_some() || self.is_dialling() || self.unable.strong_count() > 0
     }
 
     /// One whose maker is gone is made by nobody.
@@ -64,26 +80,7 @@ impl Spot {
 
 /// Where we call.
 #[derive(Debug, Default)]
-pub(super) struct Muxes(Mutex<HashMap<Arc<Key>, Spot>>);
-
-/// A connection among those to the same pod, left when dropped.
-#[derive(Debug)]
-pub(super) struct Crowd {
-    muxes: Arc<Muxes>,
-    key: Arc<Key>,
-}
-
-impl Drop for Crowd {
-    fn drop(&mut self) {
-        let mut all = self.muxes.lock();
-        if let Some(spot) = all.get_mut(&self.key) {
-            spot.open = spot.open.saturating_sub(1);
-            if spot.is_left() {
-                all.remove(&self.key);
-            }
-        }
-    }
-}
+pub(super) struct Muxes(Mutex<HashMap<Key, Spot>>);
 
 /// What a connection finds that would share.
 enum Found {
@@ -103,20 +100,11 @@ enum Outcome {
 }
 
 impl Muxes {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<Key>, Spot>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Spot>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a connection; answers also how many there were.
-    fn enter(self: &Arc<Self>, key: Key) -> (Crowd, usize) {
-        let mut all = self.lock();
-        let key = all.get_key_value(&key).map_or_else(|| Arc::new(key), |(known, _)| known.clone());
-        let spot = all.entry(key.clone()).or_default();
-        spot.open += 1;
-        (Crowd { muxes: self.clone(), key }, spot.open - 1)
-    }
-
-    fn find(&self, key: &Arc<Key>, current: &Arc<Generation>) -> Found {
+    fn find(&self, key: &Key, current: &Arc<Generation>) -> Found {
         let mut all = self.lock();
         let spot = all.entry(key.clone()).or_default();
         if let Some(mux) = &spot.mux
@@ -133,24 +121,22 @@ impl Muxes {
         }
         let (made, dialling) = watch::channel(());
         spot.dialling = Some(dialling);
+        // Nobody else comes by where pods were that are gone.
+        all.retain(|_, spot| spot.is_used());
         Found::Make(made)
     }
 
     /// One was made, or cannot be.
-    fn made(&self, key: &Arc<Key>, change: impl FnOnce(&mut Spot)) {
+    fn made(&self, key: &Key, change: impl FnOnce(&mut Spot)) {
         if let Some(spot) = self.lock().get_mut(key) {
             spot.dialling = None;
             change(spot);
         }
     }
 
-    fn forget(&self, key: &Arc<Key>, mux: &Arc<Mux>) {
-        let mut all = self.lock();
-        if let Some(spot) = all.get_mut(key) {
+    fn forget(&self, key: &Key, mux: &Arc<Mux>) {
+        if let Some(spot) = self.lock().get_mut(key) {
             spot.mux.take_if(|one| Arc::ptr_eq(one, mux));
-            if spot.is_left() {
-                all.remove(key);
-            }
         }
     }
 }
@@ -172,46 +158,39 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// Counts a connection to `pod` for as long as the answer lives; with others it shares one, `None` = it does not.
-    pub(super) async fn share(
-        &self,
-        key: Key,
-        record: &mut Record,
-    ) -> Result<(Crowd, Option<(Network, Place)>), Refusal> {
-        let (crowd, others) = self.shared.muxes.enter(key);
-        if others < FEW || self.shared.draining.is_cancelled() {
-            return Ok((crowd, None));
+    /// A stream to where `key` leads; `None` = the connection must have its own.
+    pub(super) async fn share(&self, key: Key, record: &mut Record) -> Result<Option<(Network, Place)>, Refusal> {
+        if self.shared.draining.is_cancelled() {
+            return Ok(None);
         }
-        let mut found = self.shared.muxes.find(&crowd.key, self.generation);
-        if let Found::Wait(mut dialling) = found {
-            if dialling.changed().await.is_err() {
-                return Ok((crowd, None));
+        let muxes = &self.shared.muxes;
+        for _ in 0..3 {
+            match muxes.find(&key, self.generation) {
+                Found::Nothing => break,
+                Found::Wait(mut dialling) => {
+                    if dialling.changed().await.is_err() {
+                        break;
+                    }
+                }
+                Found::Mux(mux) => match self.begin(&mux).await {
+                    Some(joined) => return Ok(Some(joined)),
+                    // It does not answer, or its generation is over there.
+                    None => muxes.forget(&key, &mux),
+                },
+                Found::Make(made) => match self.make(&key, record).await? {
+                    Outcome::Alone(joined) => return Ok(joined),
+                    Outcome::Shared(mux) => {
+                        made.send_replace(());
+                        return Ok(self.begin(&mux).await);
+                    }
+                },
             }
-            found = self.shared.muxes.find(&crowd.key, self.generation);
         }
-        let joined = match found {
-            Found::Nothing | Found::Wait(_) => None,
-            Found::Mux(mux) => {
-                let joined = self.begin(&mux).await;
-                if joined.is_none() {
-                    // It does not answer, or its generation is over there: whoever comes next makes another.
-                    self.shared.muxes.forget(&crowd.key, &mux);
-                }
-                joined
-            }
-            Found::Make(made) => match self.make(&crowd.key, record).await? {
-                Outcome::Alone(joined) => joined,
-                Outcome::Shared(mux) => {
-                    made.send_replace(());
-                    self.begin(&mux).await
-                }
-            },
-        };
-        Ok((crowd, joined))
+        Ok(None)
     }
 
     /// Shakes hands for many.
-    async fn make(&self, key: &Arc<Key>, record: &mut Record) -> Result<Outcome, Refusal> {
+    async fn make(&self, key: &Key, record: &mut Record) -> Result<Outcome, Refusal> {
         let Self { shared, generation, address, route, host, limits } = self;
         let Ok(counted) = limits.connection() else { return Ok(Outcome::Alone(None)) };
         let (made, place) = outbound::mutual(shared, generation, *address, route, true, record).await?;
@@ -288,7 +267,7 @@ async fn stream(shared: Arc<Shared>, limits: Arc<Limits>, begun: Begun, came: Ca
     drop(limits);
     let Some((joined, mut record)) = Box::pin(join(&shared, begun, came)).await else { return };
     let outcome = relay::carry(joined, &mut record).await;
-    record.end(outcome.map(drop), &shared.metrics, &shared.refusals);
+    record.end(outcome, &shared.metrics, &shared.refusals);
     drop(counted);
 }
 

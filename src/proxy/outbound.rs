@@ -14,11 +14,10 @@ use super::{
     generation::Generation,
     limits::Limits,
     metrics::mode_word,
-    muxes::Call,
+    muxes::{self, Call},
     named,
     registry::Place,
     relay::{self, Joined, Network},
-    sessions,
     shards::Host,
     shared::Shared,
     sockets,
@@ -35,15 +34,10 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<A
     let Arrival { from, pending: (), place, limits, host } = *arrival;
     let mut record = Record::begin(Direction::Outbound, from);
     // What it takes to begin is much, and not kept as long as the connection lives.
-    let carried = match Box::pin(establish(&shared, stream, (host, limits), &mut record)).await {
+    let outcome = match Box::pin(establish(&shared, stream, (host, limits), &mut record)).await {
         Ok(joined) => relay::carry(joined, &mut record).await,
         Err(refusal) => Err(refusal),
     };
-    let outcome = carried.map(|resting| {
-        if let Some(resting) = resting {
-            sessions::rest(&shared, resting);
-        }
-    });
     named::tell(&shared, &record, outcome);
     record.end(outcome, &shared.metrics, &shared.refusals);
     drop(place);
@@ -83,28 +77,17 @@ async fn establish(
     splice(shared, &generation, application, destination, basis, record).await
 }
 
-/// A connection to a declared server: with others on one, on a session that rests, or by a handshake.
+/// A connection to a declared server: a stream on one with its pod, or its own.
 async fn called(call: &Call<'_>, record: &mut Record) -> Result<(Network, Place), Refusal> {
     let &Call { shared, generation, address, route, .. } = call;
-    let alone = async |record: &mut Record| {
-        let (made, place) = mutual(shared, generation, address, route, false, record).await?;
-        Ok((Network::Secured(made.stream()?), place))
-    };
-    let Some(pod) = route.pod.as_ref().filter(|_| route.sidecar) else { return alone(record).await };
-    let key = sessions::key(address, route.server.clone(), pod.clone());
-    let (crowd, found) = call.share(key, record).await?;
-    let found = match found {
-        Some(found) => Some(found),
-        None => sessions::resume(shared, generation, address, &route.server, pod)
-            .await
-            .map(|(stream, place)| (Network::Secured(stream), place)),
-    };
-    let (network, mut place) = match found {
-        Some(found) => found,
-        None => alone(record).await?,
-    };
-    place.crowd = Some(crowd);
-    Ok((network, place))
+    // Behind a Service's address each connection finds a pod anew.
+    if let Some(pod) = route.pod.as_ref().filter(|_| route.sidecar)
+        && let Some(joined) = call.share(muxes::key(address, route.server.clone(), pod.clone()), record).await?
+    {
+        return Ok(joined);
+    }
+    let (made, place) = mutual(shared, generation, address, route, false, record).await?;
+    Ok((Network::Secured(made.stream()?), place))
 }
 
 fn declared_mode(route: &Route, port: u16) -> Result<Mode, Refusal> {

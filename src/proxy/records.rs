@@ -90,8 +90,6 @@ pub(super) enum Opened<'a> {
     Data(&'a [u8]),
     /// Nothing that concerns the application.
     Nothing,
-    /// A record without data. Between our own sidecars it is where a connection begins or ends.
-    Mark,
     /// The peer changed its key and wants us to change ours: [`Records::update`].
     UpdateRequested,
     /// The peer says no more.
@@ -162,16 +160,6 @@ impl Records {
         Ok(())
     }
 
-    /// Seals a record without data behind `out`.
-    pub(super) fn mark(&mut self, out: &mut Vec<u8>) -> Result<(), Error> {
-        self.say(ContentType::ApplicationData, &[], out)
-    }
-
-    /// The last mark had a meaning.
-    pub(super) const fn marked(&mut self) {
-        self.idle = 0;
-    }
-
     /// Seals an alert behind `out`; after it nothing is sealed.
     pub(super) fn alert(&mut self, description: AlertDescription, out: &mut Vec<u8>) -> Result<(), Error> {
         if self.ended {
@@ -212,7 +200,7 @@ impl Records {
             return Err(PeerMisbehaved::TooManyEmptyFragments.into());
         }
         match kind {
-            ContentType::ApplicationData => Ok(Opened::Mark),
+            ContentType::ApplicationData => Ok(Opened::Nothing),
             ContentType::Alert => alerted(content),
             ContentType::Handshake => self.told(content),
             _ => Err(InvalidMessage::UnexpectedMessage("a type of record that no data has").into()),

@@ -18,7 +18,6 @@ use super::{
     basis::{Basis, Proof, still_admitted},
     generation::Generation,
     judge::Judge,
-    muxes::Crowd,
     quotas::Seat,
     routes::Table,
 };
@@ -37,7 +36,7 @@ struct Open {
     basis: Basis,
     /// Taken when the connection is ended.
     kill: Option<oneshot::Sender<Refusal>>,
-    /// No connection, but a session on which one was.
+    /// No connection, but what carries some.
     rests: bool,
 }
 
@@ -65,8 +64,6 @@ pub(super) struct Place {
     pub(super) killed: oneshot::Receiver<Refusal>,
     /// Among the connections of its partner.
     pub(super) seat: Option<Seat>,
-    /// Among the connections to the same pod.
-    pub(super) crowd: Option<Crowd>,
     /// The generation that admitted it.
     pub(super) under: Weak<Generation>,
 }
@@ -115,11 +112,11 @@ impl Registry {
         let (kill, killed) = oneshot::channel();
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         self.lock().insert(id, Box::new(Open { basis, kill: Some(kill), rests: false }));
-        Place { registry: self.clone(), id, killed, seat: None, crowd: None, under: Weak::new() }
+        Place { registry: self.clone(), id, killed, seat: None, under: Weak::new() }
     }
 
-    /// The connection at `place` has ended and its session rests: it is counted no more, but cut as any other. Answers
-    /// what it rests on; `None` = it was cut.
+    /// What is at `place` is no connection but carries some: it is not counted, but cut as any other. Answers what it rests
+    /// on; `None` = it was cut.
     pub(super) fn rests(&self, place: &Place) -> Option<Basis> {
         let mut open = self.lock();
         let open = open.get_mut(&place.id).filter(|open| open.kill.is_some())?;

@@ -8,7 +8,6 @@
 #[cfg(any(test, feature = "fuzz", feature = "gate"))]
 pub(super) mod memory;
 mod mux;
-mod session;
 mod socket;
 mod streams;
 mod tunnel;
@@ -36,7 +35,6 @@ use self::streams::{Streams, Wire};
 pub(super) use self::{mux::fuzz as mux_fuzz, tunnel::fuzz};
 pub(super) use self::{
     mux::{Begun, Mux, MuxStream, Parts, Role},
-    session::Resting,
     tunnel::Tunnel,
 };
 use super::{
@@ -106,9 +104,10 @@ trait Carrier<A> {
     /// The error that may wait behind a pipe that broke.
     fn last_words(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Option<io::Error>;
 
-    /// Whether, after an orderly end, another connection may follow on the same network side.
-    fn rests(&self) -> bool {
-        false
+    /// Both directions ended in order. Answers whether the network side's socket is to end in order too: not where others
+    /// go on by it.
+    fn ended(&mut self) -> bool {
+        true
     }
 
     /// What an error of the network's means.
@@ -161,46 +160,32 @@ pub(super) enum Network {
     Plain(TcpStream),
 }
 
-/// Relays until both ends have ended, one broke or a rule ended it. Answers the session where another connection may
-/// follow.
-pub(super) async fn carry(mut joined: Box<Joined>, record: &mut Record) -> Result<Option<Resting>, Refusal> {
+/// Relays until both ends have ended, one broke or a rule ended it.
+pub(super) async fn carry(mut joined: Box<Joined>, record: &mut Record) -> Result<(), Refusal> {
     // What waits for bytes is lent what it works with: a future that owned it would hold it more than once.
     let Joined { application, network, place } = &mut *joined;
-    let rests = match network {
-        Network::Secured(Stream::Own(tunnel)) => between(application, &mut **tunnel, place, record).await?,
-        Network::Stream(stream) => between(application, &mut **stream, place, record).await?,
+    match network {
+        Network::Secured(Stream::Own(tunnel)) => between(application, &mut **tunnel, place, record).await,
+        Network::Stream(stream) => between(application, &mut **stream, place, record).await,
         // Rare, and large beside the other.
         Network::Secured(Stream::Rustls(stream)) => {
             let mut carrier = Box::new(Streams::new(&mut **stream, Wire::Tls));
-            Box::pin(between(application, &mut *carrier, place, record)).await?
+            Box::pin(between(application, &mut *carrier, place, record)).await
         }
         Network::Plain(network) => {
             let mut carrier = Box::new(Streams::new(network, Wire::Plain));
-            Box::pin(between(application, &mut *carrier, place, record)).await?
+            Box::pin(between(application, &mut *carrier, place, record)).await
         }
-    };
-    let Joined { network, place, .. } = *joined;
-    match network {
-        Network::Secured(Stream::Own(tunnel)) if rests => Ok(Some(Resting { tunnel, place })),
-        Network::Stream(mut stream) => {
-            // Unless it ended in order, dropping it is a reset.
-            if rests {
-                stream.ended();
-            }
-            Ok(None)
-        }
-        Network::Secured(_) | Network::Plain(_) => Ok(None),
     }
 }
 
-/// Relays over two sockets; unless both directions ended in order, both sides see a reset. Answers whether the network
-/// side rests.
+/// Relays over two sockets; unless both directions ended in order, both sides see a reset.
 async fn between<C>(
     application: &mut TcpStream,
     carrier: &mut C,
     place: &mut Place,
     record: &mut Record,
-) -> Result<bool, Refusal>
+) -> Result<(), Refusal>
 where
     C: Carrier<TcpStream> + Underlying,
 {
@@ -209,13 +194,12 @@ where
     match end {
         End::Closed => {
             sockets::end_cleanly(application);
-            if carrier.rests() {
-                return Ok(true);
+            if carrier.ended() {
+                sockets::end_cleanly(carrier.socket());
             }
-            sockets::end_cleanly(carrier.socket());
-            Ok(false)
+            Ok(())
         }
-        End::Reset => Ok(false),
+        End::Reset => Ok(()),
         End::Refused(refusal) => Err(refusal),
         End::Cut(refusal) => {
             record.cut = true;

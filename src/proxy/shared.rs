@@ -17,14 +17,12 @@ use super::{
     credentials::{self, Leaf},
     dns::Guard,
     generation::{Generation, GenerationError, Readiness},
-    limits,
     metrics::Metrics,
     muxes::Muxes,
     presented::Certificates,
     quotas::{Quotas, Seat},
     registry::{self, Place, Registry},
     routes::Routes,
-    sessions::Sessions,
     sockets::Intercepted,
 };
 use crate::{
@@ -47,8 +45,6 @@ pub(super) struct Shared {
     pub(super) draining: CancellationToken,
     /// Open connections.
     pub(super) registry: Arc<Registry>,
-    /// Sessions of ours that rest.
-    pub(super) sessions: Sessions,
     /// What connections to the same pod share.
     pub(super) muxes: Arc<Muxes>,
     /// Where declared servers live.
@@ -98,7 +94,6 @@ impl Shared {
             renew: Notify::new(),
             draining: CancellationToken::new(),
             registry: Arc::default(),
-            sessions: Sessions::new(limits::sessions(limits::descriptors())),
             muxes: Arc::default(),
             routes: Routes::default(),
             guard: Guard::new(&place.resolvers, &place.search, &place.pod_ips),

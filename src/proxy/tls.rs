@@ -49,7 +49,7 @@ use super::{
     sockets,
 };
 use crate::{
-    brief::{ALPN, ALPN_MUX, ALPN_REPROVE, ALPN_SESSIONS, Port, ServerTls},
+    brief::{ALPN, ALPN_MUX, ALPN_REPROVE, Port, ServerTls},
     identity::{DnsName, SpiffeId},
     pki::verify::Proven,
     refusal::{AlertDetail, ChainDetail, HandshakeDetail, Refusal, TimeoutDetail},
@@ -114,10 +114,9 @@ pub(super) fn mutual(making: Making<'_>, port: &Port) -> Result<Arc<ServerConfig
     let tls12 = links().any(|link| link.tls12);
     let mut config = server_config(versions(tls12), Arc::new(caller), Arc::new(names))?;
     // A client without ALPN passes, one that insists on another protocol does not: rustls' rule is ours.
-    config.alpn_protocols = protocols(config.enable_secret_extraction, &[ALPN, ALPN_REPROVE]);
-    if config.enable_secret_extraction {
-        config.alpn_protocols.insert(0, ALPN_MUX.to_vec());
-    }
+    // Our own record layer alone knows frames.
+    let many = config.enable_secret_extraction.then_some(ALPN_MUX);
+    config.alpn_protocols = many.into_iter().chain([ALPN, ALPN_REPROVE]).map(<[u8]>::to_vec).collect();
     Ok(Arc::new(config))
 }
 
@@ -147,7 +146,7 @@ fn versions(tls12: bool) -> &'static [&'static SupportedProtocolVersion] {
 pub(super) fn dial(leaf: &Leaf, judge: &Arc<Judge>, expected: SpiffeId) -> Result<Arc<ClientConfig>, TlsError> {
     let callee = Callee { judge: judge.clone(), expected };
     let mut config = client_config(versions(false), Arc::new(callee), Some(leaf.certified.clone()))?;
-    config.alpn_protocols = protocols(config.enable_secret_extraction, &[ALPN]);
+    config.alpn_protocols = vec![ALPN.to_vec()];
     Ok(Arc::new(config))
 }
 
@@ -221,12 +220,6 @@ fn server_config(
 /// Whether connections are carried by our own record layer, which speaks TLS 1.3 alone.
 fn own_records(versions: &[&'static SupportedProtocolVersion]) -> bool {
     !cfg!(feature = "rustls-records") && versions.iter().all(|version| version.version == ProtocolVersion::TLSv1_3)
-}
-
-/// Application protocols of ours, sessions first: our own record layer alone knows where a connection ends that another
-/// may follow.
-fn protocols(own_records: bool, others: &[&[u8]]) -> Vec<Vec<u8>> {
-    own_records.then_some(ALPN_SESSIONS).iter().chain(others).map(|protocol| protocol.to_vec()).collect()
 }
 
 fn client_config(
@@ -355,8 +348,7 @@ fn own<E: Endpoint>(
     let made = if protocol.as_deref() == Some(ALPN_MUX) {
         Made::Mux(Box::new(Parts { network: stream, records, left }))
     } else {
-        let session = protocol.as_deref() == Some(ALPN_SESSIONS);
-        Made::Stream(Stream::Own(Box::new(Tunnel::new(stream, records, left, session))))
+        Made::Stream(Stream::Own(Box::new(Tunnel::new(stream, records, left))))
     };
     Ok(Secured { made, verdict, chain, protocol, tls12: false })
 }

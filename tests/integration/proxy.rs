@@ -10,6 +10,7 @@ mod expiry;
 mod federation;
 mod harness;
 mod lifecycle;
+// Only our own record layer has frames.
 #[cfg(not(feature = "rustls-records"))]
 mod muxes;
 mod partners;
@@ -17,9 +18,6 @@ mod probes;
 mod refusals;
 mod revocation;
 mod scale;
-// Only our own record layer has marks, and frames.
-#[cfg(not(feature = "rustls-records"))]
-mod sessions;
 #[cfg(not(feature = "rustls-records"))]
 mod two;
 mod views;

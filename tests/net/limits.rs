@@ -163,11 +163,10 @@ async fn watched(pod: &Pod<'_>) -> u64 {
     pod.ticks() - before
 }
 
-/// Silent connections until the server has `most` open.
+/// Silent connections until the server has no place for another, of `most`.
 async fn fill(edge: &Edge<'_>, most: usize) -> Vec<Playing> {
-    let full = format!("entente_open_connections{{direction=\"inbound\"}} {most}\n");
     let mut crowd = vec![];
-    while !edge.server.fetch("/metrics").await.unwrap().contains(&full) {
+    while edge.refusals("Limit").await == 0.0 {
         assert!(crowd.len() < most, "not full");
         crowd.push(edge.hub.start(Act::Idle(edge.server.v4(8080), 16)).await);
     }
@@ -178,10 +177,10 @@ async fn fill(edge: &Edge<'_>, most: usize) -> Vec<Playing> {
 fn without_descriptors_a_proxy_sheds_the_new_cuts_the_revoked_rests_and_comes_back() {
     let name = "limits::without_descriptors_a_proxy_sheds_the_new_cuts_the_revoked_rests_and_comes_back";
     in_own_network(name, |hub| async move {
-        // 64 are kept back, 16 are for sessions that rest, a connection takes two: 88 connections; more come.
+        // 64 are kept back, a connection takes two: 96 connections; more come.
         let edge = Edge::new(&hub, |pod| pod.descriptors = 256).await;
         let mut held = edge.hold().await;
-        let crowd = fill(&edge, 88).await;
+        let crowd = fill(&edge, 96).await;
         let outcome = hub.act(Act::Call(edge.server.v4(8080), SECRET.to_owned())).await;
         assert_eq!(outcome, Fared::Reset);
         assert_eq!(edge.call().await, Fared::Reset);

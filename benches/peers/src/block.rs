@@ -68,13 +68,13 @@ pub(crate) async fn run(
         pair.end().await;
     }
     if options.does(Part::Handshakes) && peer != Peer::Direct {
-        laboratory.sessions(false);
+        laboratory.shares(false);
         let pair = laboratory.pair(peer).await?;
         keep(Part::Handshakes, timed(Part::Handshakes, rate, options, pair.as_ref()).await);
         if let Some(pair) = pair {
             pair.end().await;
         }
-        laboratory.sessions(true);
+        laboratory.shares(true);
     }
     Ok((figures, problems))
 }

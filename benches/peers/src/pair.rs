@@ -86,8 +86,8 @@ impl Laboratory {
         }
     }
 
-    /// Whether the next sidecars know each other as such, and so let one handshake carry several connections.
-    pub(crate) fn sessions(&self, known: bool) {
+    /// Whether the next sidecars know each other as such, and so let connections share a handshake.
+    pub(crate) fn shares(&self, known: bool) {
         self.control.change(|world| {
             for route in world.pods.get_mut(CLIENT).into_iter().flat_map(|pod| pod.routes.values_mut()) {
                 route.sidecar = known;

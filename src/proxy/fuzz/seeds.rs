@@ -12,7 +12,7 @@ const SAID: [&[u8]; 14] = [
     &[0, 5, b'h', b'e', b'l', b'l', b'o', 0, 0x80, 0x40, 0x00],
     &[0, 0x80, 0x40, 0x01],
     &[132, 1, 4, 3, b'p', b'a', b'd', 132, 1, 40, 0x80, 0x3F, 0xF0],
-    // Marks, one and too many.
+    // Records without data, a few and too many.
     &[2, 0, 1, b'x', 2, 2, 0, 1, b'y'],
     &[10, 30, 0, 1, b'x', 10, 33],
     // Alerts: a goodbye, an old habit, a fatal one, half a one.
@@ -67,8 +67,8 @@ fn tunnel() -> Vec<Vec<u8>> {
     let plays = SAID.iter().zip(DONE.iter().cycle()).zip(0..);
     plays
         .map(|((said, done), choice)| {
-            // Two plays are sessions, one is none; streams of a few bytes or of many, a flight, a beginning.
-            let head = [choice, u8::from(choice % 3 > 0), 3 + choice % 15, 17 - choice % 15, 2, 0, choice * 4];
+            // Streams of a few bytes or of many, a flight, a beginning.
+            let head = [choice, 3 + choice % 15, 17 - choice % 15, 2, 0, choice * 4];
             [&head[..], &[0, said.len() as u8], b"Fi", said, done].concat()
         })
         .collect()
@@ -129,11 +129,7 @@ fn client_hello() -> Vec<u8> {
     extend(&mut extensions, 10, &[0, 2, 0, 29]);
     extend(&mut extensions, 13, &[0, 4, 4, 3, 8, 7]);
     extend(&mut extensions, 51, &[&[0, 36, 0, 29, 0, 32][..], &[9; 32]].concat());
-    extend(
-        &mut extensions,
-        16,
-        &[0, 18, 16, 101, 110, 116, 101, 110, 116, 101, 47, 115, 101, 115, 115, 105, 111, 110, 115, 0],
-    );
+    extend(&mut extensions, 16, &[0, 13, 11, 101, 110, 116, 101, 110, 116, 101, 47, 109, 117, 120, 0]);
     hello(1, &[0, 2, 0x13, 1, 1, 0], &extensions)
 }
 

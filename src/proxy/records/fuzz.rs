@@ -28,7 +28,7 @@ pub fn records(input: &[u8]) {
     let mut splits = Splits::new(&mut input);
     let length = input.number();
     let (mut ours, mut peer) = ends(choice);
-    let script = if raw { Script::raw(input.rest()) } else { Script::seal(&mut input, &mut peer, (false, MOST)) };
+    let script = if raw { Script::raw(input.rest()) } else { Script::seal(&mut input, &mut peer, MOST) };
     let mut answers = read(&mut ours, &script, &mut splits);
     let heard = peer.hear(&mut answers);
     assert!(

@@ -97,7 +97,7 @@ fn opened(ours: &mut Records, wire: &[u8], out: &mut Vec<u8>) -> Result<Vec<u8>,
         match ours.open(record)? {
             Opened::Data(data) => all.extend_from_slice(data),
             Opened::UpdateRequested => ours.update(out)?,
-            Opened::Nothing | Opened::Mark | Opened::Closed => {}
+            Opened::Nothing | Opened::Closed => {}
         }
         rest = behind;
     }
@@ -296,7 +296,6 @@ fn behind_an_alert_nothing_can_be_sealed() {
     ours.alert(AlertDescription::UnexpectedMessage, &mut wire).unwrap();
     let length = wire.len();
     assert!(ours.seal(&mut [0; STRIDE], 5).is_err());
-    assert!(ours.mark(&mut wire).is_err());
     assert!(ours.say(ContentType::ApplicationData, b"data", &mut wire).is_err());
     assert_eq!(wire.len(), length);
 }

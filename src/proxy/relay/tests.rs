@@ -155,8 +155,8 @@ async fn pass_two_tunnels() {
         let (network, far) = duplex(wire);
         let (mut server, mut beyond) = duplex(right);
         let (ours, theirs) = ends();
-        let mut calling = Tunnel::new(network, ours, Default::default(), false);
-        let mut called = Tunnel::new(far, theirs, Default::default(), false);
+        let mut calling = Tunnel::new(network, ours, Default::default());
+        let mut called = Tunnel::new(far, theirs, Default::default());
         let (_kill, mut killed) = oneshot::channel();
         let (_kill_too, mut killed_too) = oneshot::channel();
         let script = async {
@@ -191,7 +191,7 @@ async fn a_tunnel_whose_wire_is_cut_is_truncated_and_not_at_its_end() {
     let (network, mut far) = duplex(1024);
     let (ours, _) = ends();
     let (_kill, mut killed) = oneshot::channel();
-    let mut tunnel = Tunnel::new(network, ours, (b"the last flight, ".to_vec(), vec![]), false);
+    let mut tunnel = Tunnel::new(network, ours, (b"the last flight, ".to_vec(), vec![]));
     application.write_all(b"data").await.unwrap();
     let script = async {
         let mut first = vec![0; 17];
@@ -202,77 +202,6 @@ async fn a_tunnel_whose_wire_is_cut_is_truncated_and_not_at_its_end() {
     let ((), (moved, end)) = tokio::join!(script, relay(&mut near, &mut tunnel, LIMIT, &mut killed));
     assert_eq!(moved.sent, 4);
     assert_eq!(end, End::Refused(Refusal::Truncated));
-}
-
-#[tokio::test]
-async fn on_a_session_one_connection_follows_the_other_once_it_is_accepted() {
-    let (network, far) = duplex(100_000);
-    let (ours, theirs) = ends();
-    let mut calling = Tunnel::new(network, ours, Default::default(), true);
-    let mut called = Tunnel::new(far, theirs, Default::default(), true);
-    for turn in 0..100_u8 {
-        let (mut application, mut near) = duplex(5);
-        let (mut server, mut beyond) = duplex(7);
-        let (_kill, mut killed) = oneshot::channel();
-        let (_kill_too, mut killed_too) = oneshot::channel();
-        let script = async {
-            // Every second one says nothing at all.
-            let word = vec![turn; usize::from(turn % 2) * 300];
-            let say = async {
-                application.write_all(&word).await.unwrap();
-                application.shutdown().await.unwrap();
-            };
-            let mut there = vec![];
-            tokio::join!(say, async { server.read_to_end(&mut there).await.unwrap() });
-            assert_eq!(there, word);
-            server.shutdown().await.unwrap();
-            assert_eq!(application.read(&mut [0]).await.unwrap(), 0);
-        };
-        let (here, there, ()) = tokio::join!(
-            relay(&mut near, &mut calling, LIMIT, &mut killed),
-            relay(&mut beyond, &mut called, LIMIT, &mut killed_too),
-            script
-        );
-        assert_eq!((here.1, there.1), (End::Closed, End::Closed));
-        assert_eq!(here.0.sent, u64::from(turn % 2) * 300);
-        assert!(Carrier::<DuplexStream>::rests(&calling) && Carrier::<DuplexStream>::rests(&called));
-        calling.mark().await.unwrap();
-        called.marked().await.unwrap();
-        called.mark().await.unwrap();
-        calling.marked().await.unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_session_on_which_something_else_than_a_beginning_comes_is_over() {
-    for word in [&b"nobody accepted this"[..], b""] {
-        let (network, mut far) = duplex(100_000);
-        let (ours, mut theirs) = ends();
-        let mut resting = Tunnel::new(network, ours, Default::default(), true);
-        let mut out = vec![];
-        if word.is_empty() {
-            theirs.alert(AlertDescription::CloseNotify, &mut out).unwrap();
-        } else {
-            theirs.say(ContentType::ApplicationData, word, &mut out).unwrap();
-        }
-        far.write_all(&out).await.unwrap();
-        assert!(resting.marked().await.is_err());
-    }
-}
-
-#[tokio::test]
-async fn the_wire_that_is_cut_in_the_middle_of_a_connection_is_no_end_of_it_on_a_session_either() {
-    let (_application, mut near) = duplex(1024);
-    let (network, mut far) = duplex(1024);
-    let (ours, mut theirs) = ends();
-    let mut carrier = Tunnel::new(network, ours, Default::default(), true);
-    let mut out = vec![];
-    theirs.say(ContentType::ApplicationData, b"and then", &mut out).unwrap();
-    far.write_all(&out).await.unwrap();
-    drop(far);
-    let (_kill, mut killed) = oneshot::channel();
-    let (moved, end) = relay(&mut near, &mut carrier, LIMIT, &mut killed).await;
-    assert_eq!((moved.received, end), (8, End::Refused(Refusal::Truncated)));
 }
 
 /// Two words and a goodbye; and where each record ends.
@@ -300,8 +229,7 @@ async fn wherever_a_tunnel_is_cut_before_its_goodbye_it_is_truncated_and_what_ca
         far.shutdown().await.unwrap();
         application.shutdown().await.unwrap();
         let (_kill, mut killed) = oneshot::channel();
-        let (_, end) =
-            relay(&mut near, &mut Tunnel::new(network, ours, Default::default(), false), LIMIT, &mut killed).await;
+        let (_, end) = relay(&mut near, &mut Tunnel::new(network, ours, Default::default()), LIMIT, &mut killed).await;
         drop(near);
         let mut came = vec![];
         application.read_to_end(&mut came).await.unwrap();
@@ -313,30 +241,12 @@ async fn wherever_a_tunnel_is_cut_before_its_goodbye_it_is_truncated_and_what_ca
 }
 
 #[tokio::test(start_paused = true)]
-async fn behind_the_end_of_a_connection_no_more_is_kept_than_what_may_begin_the_next() {
-    for (behind, waits) in [(0, true), (1, true), (3, false)] {
-        let (_application, mut near) = duplex(1024);
-        let (network, mut far) = duplex(100_000);
-        let (ours, mut theirs) = ends();
-        let mut tunnel = Tunnel::new(network, ours, Default::default(), true);
-        let mut wire = vec![];
-        theirs.mark(&mut wire).unwrap();
-        (0..behind).for_each(|_| theirs.say(ContentType::ApplicationData, &[7; 10_000], &mut wire).unwrap());
-        far.write_all(&wire).await.unwrap();
-        let (_kill, mut killed) = oneshot::channel();
-        let relayed = relay(&mut near, &mut tunnel, LIMIT, &mut killed);
-        let ended = tokio::time::timeout(Duration::from_secs(1), relayed).await;
-        assert_eq!(ended.is_err(), waits, "{behind} records behind: {ended:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
 async fn who_asks_for_keys_again_and_again_and_does_not_listen_is_owed_one_answer() {
     let (ours, mut peer) = std::thread::spawn(|| fuzz::ends(fuzz::Choice::new(0))).join().unwrap();
     let (mut application, mut near) = duplex(100_000);
     // It takes a part of what would be said to it.
     let (network, mut far) = duplex(10);
-    let mut tunnel = Tunnel::new(network, ours, Default::default(), false);
+    let mut tunnel = Tunnel::new(network, ours, Default::default());
     let (_kill, mut killed) = oneshot::channel();
     let relayed = relay(&mut near, &mut tunnel, LIMIT, &mut killed);
     let script = async {

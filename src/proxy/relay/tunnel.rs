@@ -11,12 +11,15 @@ use std::{
 };
 
 use rustls::{AlertDescription, ContentType, Error};
-use tokio::{io::ReadBuf, net::TcpStream};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, ReadBuf},
+    net::TcpStream,
+};
 
 use super::{
     super::{
         access::Moved,
-        records::{self, HEADER, MAX_PLAINTEXT, MAX_PROTECTED, Opened, Records, STRIDE},
+        records::{self, HEADER, MAX_PLAINTEXT, Opened, Records, STRIDE},
         sockets::Underlying,
         tls,
     },
@@ -39,8 +42,6 @@ pub(in super::super) struct Tunnel<S> {
     up: Up,
     pub(super) down: Down,
     moved: Moved,
-    /// Whether marks are where a connection begins and ends, so that another may follow.
-    session: bool,
 }
 
 /// From the application to the peer.
@@ -68,23 +69,12 @@ pub(super) struct Down {
 }
 
 impl<S> Tunnel<S> {
-    /// The next connection begins.
-    pub(super) fn restart(&mut self) {
-        (self.up.stage, self.down.stage, self.moved) = (Stage::Copying, Stage::Copying, Moved::default());
-    }
-
-    /// After a handshake: what of it is still to be sent, and what came behind it. On a `session` one connection may
-    /// follow the other; the first one begins by itself.
-    pub(in super::super) fn new(
-        network: S,
-        records: Records,
-        (flight, behind): (Vec<u8>, Vec<u8>),
-        session: bool,
-    ) -> Self {
+    /// After a handshake: what of it is still to be sent, and what came behind it.
+    pub(in super::super) fn new(network: S, records: Records, (flight, behind): (Vec<u8>, Vec<u8>)) -> Self {
         let first = !flight.is_empty();
         let up = Up { kept: flight.into(), slots: FIRST_SLOTS, first, answers: false, stage: Stage::Copying };
         let down = Down { kept: Kept::default(), slots: FIRST_SLOTS, partial: behind, stage: Stage::Copying };
-        Self { network, records, up, down, moved: Moved::default(), session }
+        Self { network, records, up, down, moved: Moved::default() }
     }
 }
 
@@ -96,11 +86,6 @@ impl Underlying for Tunnel<TcpStream> {
 
 pub(super) fn broken(error: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
-}
-
-/// A connection that was not accepted has no data.
-fn unaccepted() -> Error {
-    Error::InappropriateMessage { expect_types: vec![], got_type: ContentType::ApplicationData }
 }
 
 /// What cannot be sealed cannot be sent.
@@ -125,9 +110,7 @@ impl<A: Socket, S: Socket> Carrier<A> for Tunnel<S> {
             ready!(self.up.kept.poll_drain(cx, &mut self.network)).map_err(Broken::To)?;
         }
         if self.up.stage == Stage::Closing {
-            if !self.session {
-                ready!(Pin::new(&mut self.network).poll_shutdown(cx)).map_err(Broken::To)?;
-            }
+            ready!(Pin::new(&mut self.network).poll_shutdown(cx)).map_err(Broken::To)?;
             self.up.stage = Stage::Done;
         }
         Poll::Ready(Ok(()))
@@ -164,10 +147,6 @@ impl<A: Socket, S: Socket> Carrier<A> for Tunnel<S> {
         !self.up.kept.is_empty() || !self.down.kept.is_empty()
     }
 
-    fn rests(&self) -> bool {
-        self.session && !self.records.is_worn()
-    }
-
     fn last_words(&mut self, cx: &mut Context<'_>, scratch: &mut [u8]) -> Option<io::Error> {
         // An alert that explains why it was the last is all that is wanted of it.
         let mut behind = self.behind(scratch);
@@ -194,6 +173,16 @@ impl<A: Socket, S: Socket> Carrier<A> for Tunnel<S> {
 }
 
 impl<S: Socket> Tunnel<S> {
+    /// Says `word` and the end of our direction, and waits until the peer has ended its own.
+    pub(in super::super) async fn say_last(&mut self, word: &[u8]) -> io::Result<()> {
+        let mut out = Vec::new();
+        self.records.say(ContentType::ApplicationData, word, &mut out).map_err(broken)?;
+        self.records.alert(AlertDescription::CloseNotify, &mut out).map_err(broken)?;
+        self.network.write_all(&out).await?;
+        self.network.shutdown().await?;
+        self.network.read(&mut [0; 64]).await.map(drop)
+    }
+
     /// What the application said while the handshake went on, sealed behind what is left of that: one write for both.
     fn join_first<A: Socket>(
         &mut self,
@@ -259,10 +248,7 @@ impl<S: Socket> Tunnel<S> {
 
     fn end_up(&mut self) -> Result<(), Broken> {
         self.up.stage = Stage::Closing;
-        let out = self.up.kept.tail();
-        let said =
-            if self.session { self.records.mark(out) } else { self.records.alert(AlertDescription::CloseNotify, out) };
-        said.map_err(unsealed)
+        self.records.alert(AlertDescription::CloseNotify, self.up.kept.tail()).map_err(unsealed)
     }
 
     fn update(&mut self) -> Result<(), Broken> {
@@ -337,17 +323,9 @@ impl<S: Socket> Tunnel<S> {
                     pieces[count] = IoSlice::new(data);
                     count += 1;
                 }
-                Ok(Opened::Mark) if self.session => {
-                    // What is behind it belongs to the next connection, whose beginning is no long one.
-                    self.records.marked();
-                    self.down.stage = Stage::Closing;
-                    break if buffer.len() <= HEADER + MAX_PROTECTED { Ok(()) } else { Err(unaccepted()) };
-                }
-                Ok(Opened::Nothing | Opened::Mark) => {}
+                Ok(Opened::Nothing) => {}
                 Ok(Opened::UpdateRequested) => self.answer()?,
                 Ok(Opened::Closed) => {
-                    // No other connection follows.
-                    self.session = false;
                     self.down.stage = Stage::Closing;
                     buffer = &mut [];
                     break Ok(());

@@ -56,7 +56,7 @@ impl Two {
         [self.server.metric(HANDSHAKES).await, self.server.metric(RESUMED).await]
     }
 
-    /// Calls until one came without a handshake, so that a session rests at both ends.
+    /// Calls until one came without a handshake, so that they know each other well enough.
     pub(super) async fn warm(&self) {
         eventually("a call without a handshake", || async {
             let mut stream = self.client.open(0).await;

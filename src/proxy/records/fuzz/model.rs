@@ -13,7 +13,6 @@ const PROTECTED: usize = CONTENT + 256;
 pub(in crate::proxy) enum Said {
     Data(Vec<u8>),
     Nothing,
-    Mark,
     /// The sender's key changes; the receiver's too where it is `asked`.
     Update {
         asked: bool,
@@ -31,7 +30,6 @@ impl Said {
         match self {
             Self::Data(data) => *opened == Opened::Data(data),
             Self::Nothing | Self::Update { asked: false } => *opened == Opened::Nothing,
-            Self::Mark => *opened == Opened::Mark,
             Self::Update { asked: true } => *opened == Opened::UpdateRequested,
             Self::Closed => *opened == Opened::Closed,
             Self::Wrong | Self::Garbage => false,
@@ -44,13 +42,11 @@ impl Said {
 pub(super) struct Model {
     message: Vec<u8>,
     idle: u32,
-    /// Whether a mark has a meaning.
-    session: bool,
 }
 
 impl Model {
-    pub(super) const fn new(session: bool) -> Self {
-        Self { message: vec![], idle: 0, session }
+    pub(super) const fn new() -> Self {
+        Self { message: vec![], idle: 0 }
     }
 
     /// What is said by a record with `inner` in it: content, type, zeros.
@@ -75,10 +71,7 @@ impl Model {
             (21, [_, 0]) => Said::Closed,
             (21, [_, 90]) => Said::Nothing,
             (22, [_, ..]) => self.tell(content),
-            (23, []) => {
-                self.idle = if self.session { 0 } else { self.idle };
-                Said::Mark
-            }
+            (23, []) => Said::Nothing,
             _ => Said::Wrong,
         }
     }

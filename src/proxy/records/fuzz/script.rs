@@ -26,9 +26,9 @@ impl Script {
     }
 
     /// Records sealed by `peer`, about `most` bytes of them.
-    pub(in crate::proxy) fn seal(input: &mut Input<'_>, peer: &mut Peer, (session, most): (bool, usize)) -> Self {
+    pub(in crate::proxy) fn seal(input: &mut Input<'_>, peer: &mut Peer, most: usize) -> Self {
         let script = Self { wire: vec![], said: vec![] };
-        let mut writing = Writing { script, peer, model: Model::new(session), version: [3, 3], padding: 0 };
+        let mut writing = Writing { script, peer, model: Model::new(), version: [3, 3], padding: 0 };
         while !input.is_empty() && writing.script.wire.len() < most && !writing.is_over() {
             writing.go_on(input);
         }

@@ -373,7 +373,7 @@ impl State {
                     let (id, frame) = Frame::parse(data).ok_or_else(violation)?;
                     self.heard(id, frame)?;
                 }
-                Opened::Nothing | Opened::Mark => {}
+                Opened::Nothing => {}
                 Opened::UpdateRequested => self.answer()?,
                 Opened::Closed => return Ok(false),
             }

@@ -97,11 +97,6 @@ impl MuxStream {
         }
     }
 
-    /// Both directions ended in order.
-    pub(in super::super) fn ended(&mut self) {
-        self.begun.in_order = true;
-    }
-
     fn poll_fetch<A: Socket>(
         &mut self,
         cx: &mut Context<'_>,
@@ -219,9 +214,10 @@ impl<A: Socket> Carrier<A> for MuxStream {
         state.is_written(*id, self.position, cx).map_err(gone)
     }
 
-    fn rests(&self) -> bool {
-        // Other streams go on where this one ended.
-        true
+    fn ended(&mut self) -> bool {
+        // Unless it is in order, leaving is a reset.
+        self.begun.in_order = true;
+        false
     }
 
     fn moved(&self) -> Moved {

@@ -1,9 +1,7 @@
 //! Who talks by the tunnel, in memory, and what may be seen of it from outside.
 
 use std::{
-    future::Future,
-    io,
-    pin::{Pin, pin},
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,14 +13,14 @@ use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf, duplex};
 
 use super::super::{
     super::{End, HALF_CLOSED, Pair, SCRATCH},
-    Carrier, Tunnel,
+    Tunnel,
 };
 use crate::proxy::{
     fuzz::{Input, pattern},
     records::{HEADER, MAX_PROTECTED, fuzz::Peer},
 };
 
-/// What may be kept beside a scratch-full: marks, alerts, an announcement of a key.
+/// What may be kept beside a scratch-full: alerts, an announcement of a key.
 const WORDS: usize = 128;
 
 /// Whether the tunnel has been woken.
@@ -40,8 +38,6 @@ pub(super) struct Scene {
     tunnel: Tunnel<DuplexStream>,
     pair: Pair,
     near: DuplexStream,
-    /// Room of the application's stream.
-    room: usize,
     application: Option<DuplexStream>,
     far: Option<DuplexStream>,
     /// An application or a peer said that it says no more.
@@ -53,7 +49,7 @@ pub(super) struct Scene {
     flight: Vec<u8>,
     wrote: usize,
     understood: usize,
-    /// Announcements of keys of ours since this connection began.
+    /// Announcements of keys of ours.
     changes: usize,
     said_no_more: bool,
     woken: Arc<Woken>,
@@ -80,7 +76,6 @@ impl Scene {
             tunnel,
             pair: Pair { timer: None, half_closed: HALF_CLOSED },
             near,
-            room,
             application: Some(application),
             far: Some(far),
             closed: [false; 2],
@@ -152,30 +147,6 @@ impl Scene {
         self.peer_closes();
         self.turn();
         self.settle();
-    }
-
-    /// Waits for the beginning of another connection; `None` = in vain.
-    pub(super) fn marked(&mut self) -> Option<io::Result<()>> {
-        let Self { tunnel, far, wire, heard, .. } = self;
-        assert!(Carrier::<DuplexStream>::rests(tunnel), "a session rests");
-        exchange(tunnel.marked(), far, wire, heard)
-    }
-
-    /// Accepts another connection, for another application.
-    pub(super) fn begin(&mut self) {
-        let Self { tunnel, far, wire, heard, .. } = self;
-        assert!(matches!(exchange(tunnel.mark(), far, wire, heard), Some(Ok(()))));
-        let _ = self.far.as_mut().map(|far| read(far, &mut self.heard, usize::MAX));
-        let accepted = self.understand();
-        assert!(accepted.iter().any(|(kind, content)| *kind == 23 && content.is_empty()));
-        let (near, application) = duplex(self.room);
-        (self.near, self.application) = (near, Some(application));
-        (self.closed, self.said_no_more) = ([false; 2], false);
-        (self.wrote, self.understood, self.changes) = (0, 0, 0);
-        self.patience += 64;
-        (self.came, self.ended, self.end) = (vec![], false, None);
-        self.pair = Pair { timer: None, half_closed: HALF_CLOSED };
-        self.woken.0.store(true, Ordering::Relaxed);
     }
 
     /// Nobody is wanted any more.
@@ -266,27 +237,6 @@ impl Scene {
         let flown = self.flight.len().min(self.heard.len());
         assert!(self.flight.drain(..flown).eq(self.heard.drain(..flown)), "the flight comes first");
         self.peer.hear(&mut self.heard)
-    }
-}
-
-/// Polls `future` while the peer writes `wire` and reads; `None` = it waits for more than there is.
-fn exchange<T>(
-    future: impl Future<Output = T>,
-    far: &mut Option<DuplexStream>,
-    wire: &mut Vec<u8>,
-    heard: &mut Vec<u8>,
-) -> Option<T> {
-    let mut future = pin!(future);
-    let far = far.as_mut()?;
-    loop {
-        if let Poll::Ready(done) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            return Some(done);
-        }
-        let length = write(far, wire, usize::MAX);
-        wire.drain(..length);
-        if length + read(far, heard, usize::MAX).0 == 0 {
-            return None;
-        }
     }
 }
 
