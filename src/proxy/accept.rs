@@ -109,10 +109,9 @@ impl Acceptor {
             Ok(place) => place,
             Err(refusal) => return refuse(stream, refusal),
         };
-        let shared = self.shared.clone();
+        let (shared, limits) = (self.shared.clone(), self.limits.clone());
         match direction {
             Direction::Outbound => {
-                let limits = self.limits.clone();
                 self.carry(stream, move |stream, host| {
                     outbound::serve(shared, stream, Box::new(Arrival { from, pending: (), place, limits, host }))
                 });
@@ -120,7 +119,6 @@ impl Acceptor {
             Direction::Inbound => match self.limits.handshake(from.ip()) {
                 Err(refusal) => refuse(stream, refusal),
                 Ok(pending) => {
-                    let limits = self.limits.clone();
                     self.carry(stream, move |stream, host| {
                         inbound::serve(shared, stream, Box::new(Arrival { from, pending, place, limits, host }))
                     });

@@ -122,9 +122,7 @@ impl Connection {
         calling.await??;
         called.await?
     }
-}
 
-impl Connection {
     /// The same through one multiplexed connection, on each of `streams` one before the first is answered.
     pub fn multiplexed(self, streams: usize, count: usize, size: usize) -> anyhow::Result<()> {
         mux_memory::requests(self.0, streams, count, size)

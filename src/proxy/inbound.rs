@@ -39,8 +39,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<A
     let joined = match Box::pin(establish(&shared, stream, pending, &mut record)).await {
         Ok(Entered::Connection(joined)) => joined,
         Ok(Entered::Many(parts, registered, destination)) => {
-            let came = muxes::Came { from, destination };
-            return muxes::serve(&shared, (&host, limits), *parts, registered, came, place);
+            return muxes::serve(&shared, (&host, limits), *parts, registered, (from, destination), place);
         }
         other => return record.end(other.map(drop), &shared.metrics, &shared.refusals),
     };
@@ -53,7 +52,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: TcpStream, arrival: Box<A
 enum Entered {
     Connection(Box<Joined>),
     /// A connection for many, dialled to an address.
-    Many(Box<Parts<TcpStream>>, Place, SocketAddr),
+    Many(Box<Parts>, Place, SocketAddr),
     /// No connection but a proof, and it is over.
     Proof,
 }

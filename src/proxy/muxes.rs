@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{net::TcpStream, sync::watch, time::timeout};
+use tokio::{sync::watch, time::timeout};
 
 use super::{
     access::Record,
@@ -230,22 +230,13 @@ impl Call<'_> {
     }
 }
 
-/// What those who are called need of the handshake: who called from where, and what they dialled.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Came {
-    /// Who called.
-    pub(super) from: SocketAddr,
-    /// What was dialled.
-    pub(super) destination: SocketAddr,
-}
-
-/// Serves one where we were called, on the thread that has fewest.
+/// Serves one where we were called, on the thread that has fewest; `came` = from where, and what was dialled.
 pub(super) fn serve(
     shared: &Arc<Shared>,
     (host, limits): (&Host, Arc<Limits>),
-    parts: Parts<TcpStream>,
+    parts: Parts,
     place: Place,
-    came: Came,
+    came: (SocketAddr, SocketAddr),
     counted: impl Send + 'static,
 ) {
     if shared.registry.rests(&place).is_none() {
@@ -262,7 +253,7 @@ pub(super) fn serve(
 }
 
 /// Serves one stream to its end. One that is not let in comes again by a handshake, and hears why there.
-async fn stream(shared: Arc<Shared>, limits: Arc<Limits>, begun: Begun, came: Came) {
+async fn stream(shared: Arc<Shared>, limits: Arc<Limits>, begun: Begun, came: (SocketAddr, SocketAddr)) {
     let Ok(counted) = limits.connection() else { return };
     drop(limits);
     let Some((joined, mut record)) = Box::pin(join(&shared, begun, came)).await else { return };
@@ -271,10 +262,9 @@ async fn stream(shared: Arc<Shared>, limits: Arc<Limits>, begun: Begun, came: Ca
     drop(counted);
 }
 
-async fn join(shared: &Arc<Shared>, begun: Begun, came: Came) -> Option<(Box<Joined>, Record)> {
-    let Came { from, destination } = came;
+async fn join(shared: &Arc<Shared>, begun: Begun, came: (SocketAddr, SocketAddr)) -> Option<(Box<Joined>, Record)> {
     let mux = begun.mux().clone();
-    let (application, place, record) = inbound::anew(shared, &mux.place, (from, destination)).await?;
+    let (application, place, record) = inbound::anew(shared, &mux.place, came).await?;
     let stream = begun.accept()?;
     shared.metrics.resumed(Direction::Inbound);
     Some((Box::new(Joined { application, network: Network::Stream(Box::new(stream)), place }), record))

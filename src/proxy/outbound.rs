@@ -146,7 +146,7 @@ pub(super) async fn mutual(
     let config = generation.client(server)?;
     let config = match (sidecar, many) {
         (false, _) => tls::without_protocol(&config),
-        (true, true) => tls::multiplexed(&config).unwrap_or(config),
+        (true, true) => tls::multiplexed(&config),
         (true, false) => config,
     };
     let nameless = Refusal::WrongServer(ServerDetail::DnsName);

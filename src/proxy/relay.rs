@@ -15,7 +15,7 @@ mod tunnel;
 use std::{
     cell::RefCell,
     future::{Future, poll_fn},
-    io,
+    io::{self, IoSliceMut},
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -39,6 +39,7 @@ pub(super) use self::{
 };
 use super::{
     access::{Moved, Record},
+    records::{HEADER, MAX_PLAINTEXT, STRIDE},
     registry::Place,
     sockets::{self, Underlying},
     tls::Stream,
@@ -46,7 +47,9 @@ use super::{
 use crate::refusal::Refusal;
 
 /// Bytes moved at a time.
-const SCRATCH: usize = 8 * super::records::STRIDE;
+const SCRATCH: usize = 8 * STRIDE;
+/// Full records that the thread's buffer holds.
+const SLOTS: u8 = (SCRATCH / STRIDE) as u8;
 /// How long one direction may stay silent after the other was closed.
 const HALF_CLOSED: Duration = Duration::from_secs(3600);
 /// How long an orderly end may take when we end it ourselves.
@@ -54,6 +57,18 @@ const GOODBYE: Duration = Duration::from_millis(250);
 
 thread_local! {
     static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SCRATCH].into_boxed_slice());
+}
+
+/// Where in `scratch` to read `most` bytes of plaintext that are to be sealed in place, each record's behind the room for
+/// its header and for `prefix` more; and how many places these are.
+fn places(scratch: &mut [u8], most: usize, prefix: usize) -> ([IoSliceMut<'_>; SLOTS as usize], usize) {
+    let each = MAX_PLAINTEXT - prefix;
+    let mut places = std::array::from_fn(|_| IoSliceMut::new(&mut []));
+    let count = most.div_ceil(each);
+    for (index, (place, chunk)) in places.iter_mut().zip(scratch.chunks_exact_mut(STRIDE)).take(count).enumerate() {
+        *place = IoSliceMut::new(&mut chunk[HEADER + prefix..][..each.min(most - index * each)]);
+    }
+    (places, count)
 }
 
 /// How a connection came to its end.

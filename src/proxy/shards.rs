@@ -57,16 +57,28 @@ impl Host {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let muxes = |shard: &Shard| shard.muxes.load(Ordering::Relaxed);
-        let own = muxes(&self.shards.0[self.index]);
-        let least = self.shards.0.iter().map(muxes).enumerate().min_by_key(|(_, count)| *count);
-        let index = least.filter(|(_, count)| *count < own).map_or(self.index, |(other, _)| other);
+        let index = self.shards.choose(self.index, |shard| &shard.muxes, |own, least| own > least);
         let there = Self { index, ..self.clone() };
-        let carried = Carried::enter(&self.shards.0[index].muxes, &self.tasks);
-        let given = Box::new(Given::new(stream, index == self.index));
-        self.shards.handle(index).spawn(async move {
+        there.give(&self.shards.0[index].muxes, Given::new(stream, index == self.index), serve);
+    }
+
+    /// Serves there what is `given`; among `counted` as long as that takes.
+    fn give<F>(
+        self,
+        counted: &Arc<AtomicUsize>,
+        given: Given,
+        serve: impl FnOnce(TcpStream, Self) -> F + Send + 'static,
+    ) where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        counted.fetch_add(1, Ordering::Relaxed);
+        let carried = Carried { among: counted.clone(), _tracked: self.tasks.token() };
+        let (given, handle) = (Box::new(given), self.shards.handle(self.index).clone());
+        handle.spawn(async move {
+            // What is captured is kept beside what is awaited: so that is made in here, and the rest is small.
             match given.taken() {
-                Ok(stream) => serve(stream, there).await,
+                Ok(stream) => serve(stream, self).await,
+                // What cannot be taken over is closed, which is what would befall it at the first read.
                 Err(error) => tracing::warn!(%error, "cannot take a connection over"),
             }
             drop(carried);
@@ -81,20 +93,13 @@ pub(super) struct Threads(Vec<JoinHandle<()>>);
 /// A connection's place on a shard, left when dropped.
 #[derive(Debug)]
 struct Carried {
-    open: Arc<AtomicUsize>,
+    among: Arc<AtomicUsize>,
     _tracked: TaskTrackerToken,
-}
-
-impl Carried {
-    fn enter(open: &Arc<AtomicUsize>, tasks: &TaskTracker) -> Self {
-        open.fetch_add(1, Ordering::Relaxed);
-        Self { open: open.clone(), _tracked: tasks.token() }
-    }
 }
 
 impl Drop for Carried {
     fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
+        self.among.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -146,27 +151,22 @@ impl Shards {
     ) where
         F: Future<Output = ()> + Send + 'static,
     {
-        let to = self.choose(index);
-        let shard = &self.0[to];
-        let carried = Carried::enter(&shard.open, tasks);
-        let given = Box::new(Given::new(stream, to == index));
+        let to = self.choose(index, |shard| &shard.open, |own, least| own > least + least / SLACK);
         let host = Host { shards: self.clone(), index: to, tasks: tasks.clone() };
-        shard.handle.spawn(async move {
-            // What is captured is kept beside what is awaited: so that is made in here, and the rest is small.
-            match given.taken() {
-                Ok(stream) => serve(stream, host).await,
-                // What cannot be taken over is closed, which is what would befall it at the first read.
-                Err(error) => tracing::warn!(%error, "cannot take a connection over"),
-            }
-            drop(carried);
-        });
+        host.give(&self.0[to].open, Given::new(stream, to == index), serve);
     }
 
-    fn choose(&self, index: usize) -> usize {
-        let open = |shard: &Shard| shard.open.load(Ordering::Relaxed);
-        let own = open(&self.0[index]);
-        let least = self.0.iter().map(open).enumerate().min_by_key(|(_, open)| *open);
-        least.filter(|(_, least)| own > least + least / SLACK).map_or(index, |(other, _)| other)
+    /// The shard that has least of what `counted` counts, where the shard `index` has `too_many` beside that.
+    fn choose(
+        &self,
+        index: usize,
+        counted: impl Fn(&Shard) -> &Arc<AtomicUsize>,
+        too_many: impl Fn(usize, usize) -> bool,
+    ) -> usize {
+        let count = |shard: &Shard| counted(shard).load(Ordering::Relaxed);
+        let own = count(&self.0[index]);
+        let least = self.0.iter().map(count).enumerate().min_by_key(|(_, count)| *count);
+        least.filter(|(_, least)| too_many(own, *least)).map_or(index, |(other, _)| other)
     }
 }
 

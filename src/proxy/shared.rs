@@ -46,7 +46,7 @@ pub(super) struct Shared {
     /// Open connections.
     pub(super) registry: Arc<Registry>,
     /// What connections to the same pod share.
-    pub(super) muxes: Arc<Muxes>,
+    pub(super) muxes: Muxes,
     /// Where declared servers live.
     pub(super) routes: Routes,
     /// What the application is told of names.
@@ -94,7 +94,7 @@ impl Shared {
             renew: Notify::new(),
             draining: CancellationToken::new(),
             registry: Arc::default(),
-            muxes: Arc::default(),
+            muxes: Muxes::default(),
             routes: Routes::default(),
             guard: Guard::new(&place.resolvers, &place.search, &place.pod_ips),
             metrics: Metrics::default(),

@@ -114,9 +114,7 @@ pub(super) fn mutual(making: Making<'_>, port: &Port) -> Result<Arc<ServerConfig
     let tls12 = links().any(|link| link.tls12);
     let mut config = server_config(versions(tls12), Arc::new(caller), Arc::new(names))?;
     // A client without ALPN passes, one that insists on another protocol does not: rustls' rule is ours.
-    // Our own record layer alone knows frames.
-    let many = config.enable_secret_extraction.then_some(ALPN_MUX);
-    config.alpn_protocols = many.into_iter().chain([ALPN, ALPN_REPROVE]).map(<[u8]>::to_vec).collect();
+    config.alpn_protocols = protocols(config.enable_secret_extraction, &[ALPN, ALPN_REPROVE]);
     Ok(Arc::new(config))
 }
 
@@ -164,22 +162,22 @@ pub(super) fn edge(
 /// `config` without an application protocol: software that holds its key itself knows none of ours, and some refuses
 /// what it does not know.
 pub(super) fn without_protocol(config: &ClientConfig) -> Arc<ClientConfig> {
-    let mut config = config.clone();
-    config.alpn_protocols.clear();
-    Arc::new(config)
+    speaking(config, vec![])
 }
 
-/// `config` for many connections at a time; `None` = rustls carries the bytes, which knows no streams of ours.
-pub(super) fn multiplexed(config: &ClientConfig) -> Option<Arc<ClientConfig>> {
-    let mut config = config.clone();
-    config.alpn_protocols.insert(0, ALPN_MUX.to_vec());
-    config.enable_secret_extraction.then(|| Arc::new(config))
+/// `config` for many connections at a time, where we know how.
+pub(super) fn multiplexed(config: &ClientConfig) -> Arc<ClientConfig> {
+    speaking(config, protocols(config.enable_secret_extraction, &[ALPN]))
 }
 
 /// `config` for a re-proof instead of a connection.
 pub(super) fn reprove(config: &ClientConfig) -> Arc<ClientConfig> {
+    speaking(config, vec![ALPN_REPROVE.to_vec()])
+}
+
+fn speaking(config: &ClientConfig, protocols: Vec<Vec<u8>>) -> Arc<ClientConfig> {
     let mut config = config.clone();
-    config.alpn_protocols = vec![ALPN_REPROVE.to_vec()];
+    config.alpn_protocols = protocols;
     Arc::new(config)
 }
 
@@ -222,6 +220,11 @@ fn own_records(versions: &[&'static SupportedProtocolVersion]) -> bool {
     !cfg!(feature = "rustls-records") && versions.iter().all(|version| version.version == ProtocolVersion::TLSv1_3)
 }
 
+/// Application protocols of ours, the one for many first: our own record layer alone knows frames.
+fn protocols(own_records: bool, others: &[&[u8]]) -> Vec<Vec<u8>> {
+    own_records.then_some(ALPN_MUX).iter().chain(others).map(|protocol| protocol.to_vec()).collect()
+}
+
 fn client_config(
     versions: &[&'static SupportedProtocolVersion],
     callee: Arc<dyn ServerCertVerifier>,
@@ -262,7 +265,7 @@ pub(super) enum Made {
     /// A connection for one of an application's.
     Stream(Stream),
     /// One for many.
-    Mux(Box<Parts<TcpStream>>),
+    Mux(Box<Parts>),
 }
 
 impl Made {

@@ -53,9 +53,9 @@ const UNSENT: u32 = 128 << 10;
 
 /// What one is made of, handshake done.
 #[derive(Debug)]
-pub(in super::super) struct Parts<S> {
+pub(in super::super) struct Parts {
     /// The socket.
-    pub(in super::super) network: S,
+    pub(in super::super) network: TcpStream,
     /// What protects it.
     pub(in super::super) records: Records,
     /// What of the handshake is still to be sent, and what came behind it.
@@ -76,7 +76,7 @@ pub(in super::super) struct Mux {
 pub(in super::super) struct Life {
     killed: oneshot::Receiver<Refusal>,
     /// How long it may be without a stream.
-    pub(in super::super) rest: Duration,
+    rest: Duration,
 }
 
 /// What the pump has come upon.
@@ -91,7 +91,7 @@ impl Mux {
     /// From what a handshake made, on the thread that will have it.
     pub(in super::super) fn new(
         role: Role,
-        Parts { network, records, left }: Parts<TcpStream>,
+        Parts { network, records, left }: Parts,
         mut place: Place,
         rest: Duration,
     ) -> (Arc<Self>, Life) {

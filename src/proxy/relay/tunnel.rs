@@ -5,7 +5,7 @@
 pub(in super::super) mod fuzz;
 
 use std::{
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSlice},
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -19,16 +19,14 @@ use tokio::{
 use super::{
     super::{
         access::Moved,
-        records::{self, HEADER, MAX_PLAINTEXT, Opened, Records, STRIDE},
+        records::{self, MAX_PLAINTEXT, Opened, Records, STRIDE},
         sockets::Underlying,
         tls,
     },
-    Broken, Carrier, End, SCRATCH, Stage,
+    Broken, Carrier, End, SLOTS, Stage, places,
     socket::{Kept, Socket, portion},
 };
 
-/// Full records that the thread's buffer holds.
-const SLOTS: u8 = (SCRATCH / STRIDE) as u8;
 /// Where a direction begins: what a first answer usually fits in, and a slow side must at most be kept of.
 const FIRST_SLOTS: u8 = 2;
 /// Pieces of plaintext that are written together.
@@ -208,15 +206,11 @@ impl<S: Socket> Tunnel<S> {
         application: &mut A,
         scratch: &mut [u8],
     ) -> Poll<Result<usize, Broken>> {
-        let mut free: [IoSliceMut<'_>; SLOTS as usize] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
         let slots = usize::from(self.up.slots);
         // Whole records, or one smaller one.
         let most = portion(slots * MAX_PLAINTEXT);
-        for (slot, chunk) in free.iter_mut().zip(scratch.chunks_exact_mut(STRIDE)) {
-            *slot = IoSliceMut::new(&mut chunk[HEADER..HEADER + most.min(MAX_PLAINTEXT)]);
-        }
-        let length =
-            ready!(application.poll_scatter(cx, &mut free[..most.div_ceil(MAX_PLAINTEXT)])).map_err(Broken::From)?;
+        let (mut places, count) = places(scratch, most, 0);
+        let length = ready!(application.poll_scatter(cx, &mut places[..count])).map_err(Broken::From)?;
         self.moved.sent += length as u64;
         if length == slots * MAX_PLAINTEXT {
             self.up.slots = (self.up.slots * 2).min(SLOTS);

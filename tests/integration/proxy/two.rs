@@ -16,8 +16,8 @@ use crate::support::{
     eventually,
 };
 
-pub(super) const HANDSHAKES: &str = "entente_handshake_seconds_count{direction=\"inbound\"}";
-pub(super) const RESUMED: &str = "entente_resumed_total{direction=\"inbound\"}";
+const HANDSHAKES: &str = "entente_handshake_seconds_count{direction=\"inbound\"}";
+const RESUMED: &str = "entente_resumed_total{direction=\"inbound\"}";
 
 pub(super) struct Two {
     pub(super) control: Arc<Server>,

@@ -81,10 +81,15 @@ impl Entry {
 
     /// Waits.
     pub(super) fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
-        match &mut self.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
+        leave(&mut self.waker, cx.waker());
         Poll::Pending
+    }
+}
+
+/// Leaves `waker` to be woken; one that wakes the same is not made again.
+pub(super) fn leave(left: &mut Option<Waker>, waker: &Waker) {
+    match left {
+        Some(left) => left.clone_from(waker),
+        none => *none = Some(waker.clone()),
     }
 }

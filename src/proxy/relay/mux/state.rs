@@ -12,7 +12,7 @@ use rustls::{AlertDescription, ContentType, Error, InvalidMessage};
 
 use super::{
     super::super::records::{self, HEADER, Opened, Records, STRIDE},
-    entry::{Begun, Entry},
+    entry::{Begun, Entry, leave},
     frame::{Frame, MAX_DATA, PREFIX},
 };
 use crate::refusal::Refusal;
@@ -59,8 +59,8 @@ pub(super) struct State {
     out: Vec<u8>,
     /// How much of `out` the socket has taken.
     start: usize,
-    /// How many bytes were ever put in `out` or written past it.
-    sealed: u64,
+    /// How many bytes the socket has ever taken.
+    written: u64,
     /// An answer to a peer that asked for a new key is in `out`.
     answers: bool,
     partial: Vec<u8>,
@@ -88,9 +88,9 @@ impl State {
             role,
             streams: HashMap::new(),
             last: 0,
-            sealed: flight.len() as u64,
             out: flight,
             start: 0,
+            written: 0,
             answers: false,
             partial: behind,
             begun: Vec::new(),
@@ -104,10 +104,7 @@ impl State {
 
     /// Who is woken when there is something to write.
     pub(super) fn pump(&mut self, waker: &Waker) {
-        match &mut self.pump {
-            Some(pump) => pump.clone_from(waker),
-            none => *none = Some(waker.clone()),
-        }
+        leave(&mut self.pump, waker);
     }
 
     fn wake_pump(&self) {
@@ -231,9 +228,9 @@ impl State {
         }
         let sealed = self.records.seal(buffer, length + pieces * PREFIX).map_err(|_| Gone)?;
         let sealed = &buffer[..sealed];
-        self.sealed += sealed.len() as u64;
         // Where there is nobody else, nobody is waited for; and what is much goes without a copy.
         if (pieces > 1 || self.streams.len() == 1) && self.out.is_empty() {
+            self.written += sealed.len() as u64;
             return Ok(Some(sealed));
         }
         self.out.extend_from_slice(sealed);
@@ -245,6 +242,7 @@ impl State {
     /// Of what [`State::seal`] gave to be written, `rest` was not taken.
     pub(super) fn wrote_past(&mut self, rest: &[u8]) {
         if !rest.is_empty() {
+            self.written -= rest.len() as u64;
             self.out.extend_from_slice(rest);
             self.wake_pump();
         }
@@ -280,12 +278,12 @@ impl State {
     pub(super) fn end(&mut self, id: u32) -> Result<u64, Gone> {
         self.live(id)?;
         self.say(id, Frame::End)?;
-        Ok(self.sealed)
+        Ok(self.sealed())
     }
 
     /// Whether the socket has taken everything up to `position`.
     pub(super) fn is_written(&mut self, id: u32, position: u64, cx: &Context<'_>) -> Poll<Result<(), Gone>> {
-        let written = self.sealed - self.unwritten().len() as u64;
+        let written = self.written;
         let entry = self.live(id)?;
         if written >= position {
             return Poll::Ready(Ok(()));
@@ -325,9 +323,8 @@ impl State {
     }
 
     /// How many bytes were ever sealed.
-    #[cfg(any(test, feature = "fuzz"))]
-    pub(super) const fn sealed(&self) -> u64 {
-        self.sealed
+    pub(super) fn sealed(&self) -> u64 {
+        self.written + self.unwritten().len() as u64
     }
 
     /// What is to be written.
@@ -338,6 +335,7 @@ impl State {
     /// The socket has taken so much of it.
     pub(super) fn wrote(&mut self, length: usize) {
         self.start += length;
+        self.written += length as u64;
         if self.start == self.out.len() {
             (self.out, self.start, self.answers) = (Vec::new(), 0, false);
         } else if self.start > PLENTY {
@@ -432,9 +430,7 @@ impl State {
 
     fn say(&mut self, id: u32, frame: Frame<'_>) -> Result<(), Gone> {
         self.refresh()?;
-        let before = self.out.len();
         self.records.say(ContentType::ApplicationData, &frame.write(id), &mut self.out).map_err(|_| Gone)?;
-        self.sealed += (self.out.len() - before) as u64;
         self.wake_pump();
         Ok(())
     }
@@ -445,9 +441,7 @@ impl State {
     }
 
     fn update(&mut self) -> Result<(), Error> {
-        let before = self.out.len();
         self.records.update(&mut self.out)?;
-        self.sealed += (self.out.len() - before) as u64;
         self.wake_pump();
         Ok(())
     }
@@ -459,9 +453,7 @@ impl State {
 
     /// Says why it ends, behind everything else.
     pub(super) fn alert(&mut self, description: AlertDescription) {
-        let before = self.out.len();
         // What cannot be sealed is not said: it ends anyhow.
         let _ = self.records.alert(description, &mut self.out);
-        self.sealed += (self.out.len() - before) as u64;
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    io::{self, IoSlice, IoSliceMut},
+    io::{self, IoSlice},
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -11,21 +11,14 @@ use tokio::{io::AsyncWrite, net::TcpStream};
 
 use super::{
     super::{
-        super::{
-            access::Moved,
-            records::{HEADER, STRIDE},
-            sockets::Underlying,
-        },
-        Broken, Carrier, End, SCRATCH, Stage,
+        super::{access::Moved, sockets::Underlying},
+        Broken, Carrier, End, SLOTS, Stage, places,
         socket::{Kept, Socket, portion},
     },
     Mux,
     frame::{MAX_DATA, PREFIX},
     state::{Gone, Taken},
 };
-
-/// Full frames that the thread's buffer holds.
-const SLOTS: u8 = (SCRATCH / STRIDE) as u8;
 
 /// A stream that was begun, and not accepted yet; left when dropped.
 #[derive(Debug)]
@@ -108,19 +101,8 @@ impl MuxStream {
             let quiet = self.slots == 1;
             let room = ready!(mux.lock().room(*id, quiet, cx)).map_err(|lost| Broken::To(gone(lost)))?;
             let most = portion(room.min(usize::from(self.slots) * MAX_DATA));
-            let mut free: [IoSliceMut<'_>; SLOTS as usize] = std::array::from_fn(|_| IoSliceMut::new(&mut []));
-            let mut left = most;
-            let mut count = 0;
-            for (slot, chunk) in free.iter_mut().zip(scratch.chunks_exact_mut(STRIDE)) {
-                let now = left.min(MAX_DATA);
-                *slot = IoSliceMut::new(&mut chunk[HEADER + PREFIX..HEADER + PREFIX + now]);
-                left -= now;
-                count += 1;
-                if left == 0 {
-                    break;
-                }
-            }
-            let Poll::Ready(length) = application.poll_scatter(cx, &mut free[..count]) else {
+            let (mut places, count) = places(scratch, most, PREFIX);
+            let Poll::Ready(length) = application.poll_scatter(cx, &mut places[..count]) else {
                 mux.lock().pass();
                 return Poll::Pending;
             };

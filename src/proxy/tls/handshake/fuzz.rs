@@ -23,11 +23,11 @@ use tokio::io::{AsyncWriteExt, duplex};
 use self::wire::Wire;
 use super::{Endpoint, FIRST, HEADER, MAX_PROTECTED, MOST, READ, Records, drive};
 use crate::{
-    brief::{ALPN, ALPN_MUX},
+    brief::ALPN,
     proxy::{
         fuzz::{Input, pattern},
         records::{Opened, whole},
-        tls::{PROVIDER, client_config, server_config, verifiers::Anyone, versions},
+        tls::{PROVIDER, client_config, protocols, server_config, verifiers::Anyone, versions},
     },
 };
 
@@ -70,8 +70,8 @@ fn configs() -> Result<(Arc<ClientConfig>, Arc<ServerConfig>), anyhow::Error> {
     let mut server = server_config(versions(false), WebPkiClientVerifier::no_client_auth(), shown)?;
     // Whatever carries the product's records, these are ours.
     (client.enable_secret_extraction, server.enable_secret_extraction) = (true, true);
-    client.alpn_protocols = vec![ALPN_MUX.to_vec(), ALPN.to_vec()];
-    server.alpn_protocols.clone_from(&client.alpn_protocols);
+    client.alpn_protocols = protocols(true, &[ALPN]);
+    server.alpn_protocols = protocols(true, &[ALPN]);
     Ok((Arc::new(client), Arc::new(server)))
 }
 
