@@ -61,6 +61,7 @@ thread_local! {
 
 /// Where in `scratch` to read `most` bytes of plaintext that are to be sealed in place, each record's behind the room for
 /// its header and for `prefix` more; and how many places these are.
+#[inline]
 fn places(scratch: &mut [u8], most: usize, prefix: usize) -> ([IoSliceMut<'_>; SLOTS as usize], usize) {
     let each = MAX_PLAINTEXT - prefix;
     let mut places = std::array::from_fn(|_| IoSliceMut::new(&mut []));
