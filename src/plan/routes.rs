@@ -1,9 +1,7 @@
 //! The table of addresses of one domain, and what a proxy must still be told of it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    net::IpAddr,
-};
+use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use crate::{
     brief::{Mode, PUSHED_ROUTES, Route, RouteCursor, RouteDelta},

@@ -1,6 +1,6 @@
 //! What a server may call beside the topology: networks, Services that are no part of it, and names.
 
-use std::net::IpAddr;
+use core::net::IpAddr;
 
 use ipnet::IpNet;
 

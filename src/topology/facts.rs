@@ -1,9 +1,7 @@
 //! What the topology needs to know of Kubernetes' own objects: projections, not whole objects.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use core::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::{
     api::core::v1::{Pod, Service},

@@ -15,10 +15,10 @@ mod resolve;
 mod selector;
 mod trust;
 
+use core::net::IpAddr;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::IpAddr,
     sync::Arc,
 };
 
