@@ -97,7 +97,7 @@ async fn establish(
         let place = anybody(shared, &generation, port, destination.port(), None)?;
         let address = SocketAddr::new(destination.ip(), port.target_port);
         let (application, place) = reach(shared, address, place, record).await?;
-        let joined = Joined { application, network: Network::Plain(stream), place };
+        let joined = Joined { application: application.into(), network: Network::Plain(stream), place };
         return Ok(Entered::Connection(Box::new(joined)));
     }
     let (secured, place, target) = tokio::select! {
@@ -114,7 +114,11 @@ async fn establish(
         Made::Mux(parts) => return Ok(Entered::Many(parts, place, destination)),
     };
     let (application, place) = reach(shared, SocketAddr::new(destination.ip(), target), place, record).await?;
-    Ok(Entered::Connection(Box::new(Joined { application, network: Network::Secured(stream), place })))
+    Ok(Entered::Connection(Box::new(Joined {
+        application: application.into(),
+        network: Network::Secured(stream),
+        place,
+    })))
 }
 
 /// Handshake, verdict, registration; and the local port where the application takes this caller's calls.

@@ -267,5 +267,8 @@ async fn join(shared: &Arc<Shared>, begun: Begun, came: (SocketAddr, SocketAddr)
     let (application, place, record) = inbound::anew(shared, &mux.place, came).await?;
     let stream = begun.accept()?;
     shared.metrics.resumed(Direction::Inbound);
-    Some((Box::new(Joined { application, network: Network::Stream(Box::new(stream)), place }), record))
+    Some((
+        Box::new(Joined { application: application.into(), network: Network::Stream(Box::new(stream)), place }),
+        record,
+    ))
 }

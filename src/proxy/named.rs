@@ -59,7 +59,7 @@ pub(super) async fn call(
             let (stream, place) = secured(shared, generation, (link, host, destination.port()), record).await?;
             shared.metrics.connected(Direction::Outbound, record.mode);
             record.partner = Some(Called { name: link.name.clone(), met: true });
-            Ok(Box::new(Joined { application, network: Network::Secured(stream), place }))
+            Ok(Box::new(Joined { application: application.into(), network: Network::Secured(stream), place }))
         }
     }
 }

@@ -69,7 +69,7 @@ async fn establish(
             Call { shared, generation: &generation, address: destination, route: &route, host: &host, limits: &limits };
         let (network, place) = called(&call, record).await?;
         shared.metrics.connected(Direction::Outbound, record.mode);
-        return Ok(Box::new(Joined { application, network, place }));
+        return Ok(Box::new(Joined { application: application.into(), network, place }));
     }
     let Route { server, pod, .. } = route;
     let basis = Basis::Server { address: destination, server, mode, pod, proof: None };
@@ -130,7 +130,7 @@ pub(super) fn pass(
 ) -> Result<Box<Joined>, Refusal> {
     let place = register(shared, generation, basis, |_| Ok(()))?;
     shared.metrics.connected(Direction::Outbound, record.mode);
-    Ok(Box::new(Joined { application, network: Network::Plain(network), place }))
+    Ok(Box::new(Joined { application: application.into(), network: Network::Plain(network), place }))
 }
 
 /// Dials the address that the application dialled; the certificate must name the declared server. For `many`, where

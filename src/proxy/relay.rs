@@ -5,6 +5,7 @@
 //! one side to the other is a [`Carrier`]'s business: our own record layer's ([`tunnel`]), or any byte stream's
 //! ([`streams`]), which is what rustls does by itself.
 
+mod application;
 #[cfg(any(test, feature = "fuzz", feature = "gate"))]
 pub(super) mod memory;
 mod mux;
@@ -31,12 +32,13 @@ use tokio::{
 #[cfg(feature = "gate")]
 pub(super) use self::mux::memory as mux_memory;
 use self::streams::{Streams, Wire};
-#[cfg(any(test, feature = "fuzz"))]
-pub(super) use self::{mux::fuzz as mux_fuzz, tunnel::fuzz};
 pub(super) use self::{
+    application::Application,
     mux::{Begun, Mux, MuxStream, Parts, Role},
     tunnel::Tunnel,
 };
+#[cfg(any(test, feature = "fuzz"))]
+pub(super) use self::{mux::fuzz as mux_fuzz, tunnel::fuzz};
 use super::{
     access::{Moved, Record},
     records::{HEADER, MAX_PLAINTEXT, STRIDE},
@@ -141,7 +143,7 @@ where
     A: AsyncWrite + Unpin,
     C: Carrier<A>,
 {
-    let mut pair = Pair { timer: None, half_closed };
+    let mut pair = Pair::new(half_closed);
     let end = tokio::select! {
         biased;
         Ok(reason) = killed => ended(reason),
@@ -158,7 +160,7 @@ where
 #[derive(Debug)]
 pub(super) struct Joined {
     /// The application's end.
-    pub(super) application: TcpStream,
+    pub(super) application: Application,
     /// The other one.
     pub(super) network: Network,
     /// Among the open connections.
@@ -182,7 +184,10 @@ pub(super) async fn carry(mut joined: Box<Joined>, record: &mut Record) -> Resul
     let Joined { application, network, place } = &mut *joined;
     match network {
         Network::Secured(Stream::Own(tunnel)) => between(application, &mut **tunnel, place, record).await,
-        Network::Stream(stream) => between(application, &mut **stream, place, record).await,
+        Network::Stream(stream) => {
+            stream.attach(application);
+            between(application, &mut **stream, place, record).await
+        }
         // Rare, and large beside the other.
         Network::Secured(Stream::Rustls(stream)) => {
             let mut carrier = Box::new(Streams::new(&mut **stream, Wire::Tls));
@@ -197,19 +202,19 @@ pub(super) async fn carry(mut joined: Box<Joined>, record: &mut Record) -> Resul
 
 /// Relays over two sockets; unless both directions ended in order, both sides see a reset.
 async fn between<C>(
-    application: &mut TcpStream,
+    application: &mut Application,
     carrier: &mut C,
     place: &mut Place,
     record: &mut Record,
 ) -> Result<(), Refusal>
 where
-    C: Carrier<TcpStream> + Underlying,
+    C: Carrier<Application> + Underlying,
 {
     let (count, end) = relay(application, carrier, HALF_CLOSED, &mut place.killed).await;
     record.moved = count;
     match end {
         End::Closed => {
-            sockets::end_cleanly(application);
+            sockets::end_cleanly(application.socket());
             if carrier.ended() {
                 sockets::end_cleanly(carrier.socket());
             }
@@ -245,11 +250,16 @@ where
 struct Pair {
     timer: Option<Pin<Box<Sleep>>>,
     half_closed: Duration,
+    /// What had been moved when that was looked at last.
+    seen: Moved,
 }
 
 impl Pair {
+    fn new(half_closed: Duration) -> Self {
+        Self { timer: None, half_closed, seen: Moved::default() }
+    }
+
     fn poll<A, C: Carrier<A>>(&mut self, cx: &mut Context<'_>, application: &mut A, carrier: &mut C) -> Poll<End> {
-        let before = carrier.moved();
         BUFFER.with_borrow_mut(|scratch| {
             // What came may have to be answered: so that goes first.
             let down = carrier.poll_down(cx, application, scratch);
@@ -268,14 +278,15 @@ impl Pair {
                 (Poll::Ready(Ok(())), Poll::Pending) | (Poll::Pending, Poll::Ready(Ok(()))) => {}
                 (Poll::Pending, Poll::Pending) => return Poll::Pending,
             }
-            self.poll_timer(cx, carrier.moved() != before)
+            self.poll_timer(cx, carrier.moved())
         })
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>, progress: bool) -> Poll<End> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>, moved: Moved) -> Poll<End> {
         let limit = self.half_closed;
         let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(limit)));
-        if progress {
+        // What came may have been given to the application without this: it is seen here at the latest.
+        if std::mem::replace(&mut self.seen, moved) != moved {
             timer.as_mut().reset(Instant::now() + limit);
         }
         timer.as_mut().poll(cx).map(|()| End::Refused(Refusal::HalfClosed))

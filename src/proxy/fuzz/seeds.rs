@@ -75,9 +75,9 @@ fn tunnel() -> Vec<Vec<u8>> {
 }
 
 /// What streams and their peer may do, as [`super::mux`] reads it.
-const TALKED: [&[u8]; 10] = [
+const TALKED: [&[u8]; 11] = [
     // We call: opened, taken, data both ways, fetched, ends, left in order.
-    &[8, 0, 0, 1, 1, 0, 10, 1, 9, 9, 0, 1, 3, 2, b'h', b'i', 12, 1, 0, 13, 1, 0, 1, 4, 0, 12, 1, 0, 14, 1, 2],
+    &[8, 0, 0, 1, 1, 0, 10, 1, 9, 9, 0, 1, 3, 2, b'h', b'i', 12, 1, 0, 9, 13, 1, 0, 1, 4, 0, 12, 1, 0, 9, 14, 1, 2],
     // Refused, reset, left without order.
     &[8, 0, 8, 0, 0, 1, 2, 0, 0, 2, 1, 0, 0, 2, 5, 0, 10, 2, 1, 1, 14, 1, 1, 14, 2, 1],
     // All of the window, and one byte more.
@@ -90,8 +90,13 @@ const TALKED: [&[u8]; 10] = [
     ],
     // Both ends, twice.
     &[8, 0, 0, 1, 1, 0, 13, 1, 13, 1, 0, 1, 4, 0, 0, 1, 4, 0],
+    // Given to the application at once, in part, behind that although there is room again, and when it is polled.
+    &[
+        8, 0, 0, 1, 1, 0, 9, 1, 12, 1, 0, 5, 0, 1, 3, 2, b'h', b'i', 0, 1, 3, 4, b'p', b'a', b'r', b't', 12, 1, 0, 3,
+        0, 1, 3, 1, b'x', 12, 1, 0x20, 0, 0, 1, 3, 0x80, 0x20, 0, 0, 1, 4, 0, 12, 1, 0, 0,
+    ],
     // We are called: begun, taken, begun again.
-    &[0, 1, 128, 0, 9, 1, 0, 1, 3, 1, b'x', 12, 1, 1, 10, 1, 0, 90, 0, 1, 0, 0],
+    &[0, 1, 128, 0, 9, 1, 0, 1, 3, 1, b'x', 12, 1, 0, 1, 10, 1, 0, 90, 0, 1, 0, 0],
     // Begun and reset, begun and left, new keys.
     &[
         0, 1, 128, 0, 0, 1, 5, 0, 9, 1, 0, 2, 128, 0, 14, 2, 1, 7, 0, 7, 0, 15, 0, 0xFF, 0xFF, 7, 0, 14, 7, 0, 0, 3,
@@ -105,7 +110,7 @@ const TALKED: [&[u8]; 10] = [
 fn mux() -> Vec<Vec<u8>> {
     let plays = TALKED.iter().zip(0..).flat_map(|(talked, number): (_, u8)| {
         // Some are what the caller does, some what the callee.
-        [number, number + 1].map(|choice| [&[choice, u8::from(number > 5)][..], talked].concat())
+        [number, number + 1].map(|choice| [&[choice, u8::from(number > 6)][..], talked].concat())
     });
     plays.collect()
 }

@@ -156,9 +156,13 @@ impl Mux {
     }
 
     fn poll(self: &Arc<Self>, cx: &mut Context<'_>, alone: bool, begun: &mut impl FnMut(Begun)) -> Poll<Event> {
-        self.lock().pump(cx.waker());
+        self.lock().pump(None);
         let read = self.poll_read(cx);
-        let new = self.lock().begun();
+        let new = {
+            let mut state = self.lock();
+            state.pump(Some(cx.waker().clone()));
+            state.begun()
+        };
         new.into_iter().for_each(|id| begun(Begun::new(self.clone(), id)));
         let outcome = match (read, self.poll_write(cx)) {
             (Poll::Ready(Err(error)), _) | (_, Err(error)) => Err(tls::reason(&error)),

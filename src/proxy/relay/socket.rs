@@ -163,6 +163,13 @@ impl Kept {
         if self.is_empty() && done == total {
             return Poll::Ready(Ok(()));
         }
+        self.keep(pieces, done);
+        Poll::Pending
+    }
+
+    /// Keeps `pieces`, but for the first `done` bytes of them, behind what waits.
+    pub(super) fn keep(&mut self, pieces: &[IoSlice<'_>], mut done: usize) {
+        let total: usize = pieces.iter().map(|piece| piece.len()).sum();
         let waiting = self.0.get_or_insert_default();
         while done < total {
             let rest = at(pieces, done);
@@ -170,7 +177,6 @@ impl Kept {
             done += rest.len();
         }
         waiting.count();
-        Poll::Pending
     }
 }
 

@@ -33,6 +33,57 @@ async fn a_half_closed_connection_ends_after_its_limit_of_silence_and_not_before
     assert!(silence >= LIMIT && silence < LIMIT + Duration::from_secs(1), "{silence:?}");
 }
 
+/// A carrier whose up direction has ended, and whose bytes come to the application by another way.
+struct Aside(std::cell::Cell<u64>);
+
+impl<A> Carrier<A> for &Aside {
+    fn poll_up(&mut self, _: &mut Context<'_>, _: &mut A, _: &mut [u8]) -> Poll<Result<(), Broken>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_down(&mut self, _: &mut Context<'_>, _: &mut A, _: &mut [u8]) -> Poll<Result<(), Broken>> {
+        Poll::Pending
+    }
+
+    fn poll_goodbye(&mut self, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+
+    fn moved(&self) -> Moved {
+        Moved { sent: 0, received: self.0.get() }
+    }
+
+    fn owes(&self) -> bool {
+        false
+    }
+
+    fn last_words(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Option<io::Error> {
+        None
+    }
+
+    fn end(&self, _: &io::Error) -> End {
+        End::Reset
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_application_is_given_at_once_is_no_silence() {
+    let (_application, mut near) = duplex(1);
+    let (_kill, mut killed) = oneshot::channel();
+    let (aside, begin) = (Aside(std::cell::Cell::new(0)), Instant::now());
+    let mut carrier = &aside;
+    let relayed = async { (relay(&mut near, &mut carrier, LIMIT, &mut killed).await.1, begin.elapsed()) };
+    let script = async {
+        for _ in 0..5 {
+            sleep(LIMIT * 2 / 3).await;
+            aside.0.update(|bytes| bytes + 1);
+        }
+    };
+    let ((end, after), ()) = tokio::join!(relayed, script);
+    assert_eq!(end, End::Refused(Refusal::HalfClosed));
+    assert!(after >= LIMIT * 13 / 3 && after <= LIMIT * 16 / 3, "{after:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_blocked_direction_does_not_stop_the_other() {
     let (mut application, mut near, mut peer, mut carrier) = between();

@@ -1,8 +1,17 @@
 //! One stream among those of a multiplexed connection, and who waits for it.
 
-use std::task::{Context, Poll, Waker};
+use std::{
+    io::{self, IoSlice},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
+};
 
-use super::{super::socket, window::Window};
+use tokio::io::AsyncWrite;
+
+use super::{
+    super::{application::Sink, socket::Kept},
+    window::Window,
+};
 
 /// How far the beginning of a stream has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,8 +32,14 @@ pub(super) struct Entry {
     pub(super) credit: u32,
     /// What the peer may send.
     pub(super) window: Window,
-    /// What came, and was not fetched.
-    inbox: Vec<u8>,
+    /// Who takes what came, once it is known.
+    pub(super) sink: Option<Arc<dyn Sink>>,
+    /// What came, and was not taken.
+    inbox: Kept,
+    /// What came since the application lags.
+    lagging: usize,
+    /// What ever came.
+    pub(super) received: u64,
     /// The peer sends no more.
     pub(super) ended: bool,
     /// The peer has reset it.
@@ -34,12 +49,6 @@ pub(super) struct Entry {
     waker: Option<Waker>,
 }
 
-impl Drop for Entry {
-    fn drop(&mut self) {
-        socket::count(self.inbox.len(), 0);
-    }
-}
-
 impl Entry {
     /// Of a stream that begins.
     pub(super) fn new() -> Self {
@@ -47,7 +56,10 @@ impl Entry {
             begun: Begun::Waiting,
             credit: Window::FIRST,
             window: Window::new(),
-            inbox: Vec::new(),
+            sink: None,
+            inbox: Kept::default(),
+            lagging: 0,
+            received: 0,
             ended: false,
             reset: false,
             queued: false,
@@ -55,21 +67,38 @@ impl Entry {
         }
     }
 
-    /// Bytes came for it.
-    pub(super) fn put(&mut self, data: &[u8]) {
-        socket::count(0, data.len());
-        self.inbox.extend_from_slice(data);
+    /// Bytes came for it: the application has them at once, or who waits is to see to it. Answers how many it took, all
+    /// or none.
+    pub(super) fn put(&mut self, pieces: &[IoSlice<'_>]) -> usize {
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        self.received += length as u64;
+        let taken = match &self.sink {
+            // What is wrong with it is found by who waits.
+            Some(sink) if self.lagging == 0 => sink.take(pieces).unwrap_or_default(),
+            _ => 0,
+        };
+        if taken == length {
+            return length;
+        }
+        self.lagging += length;
+        self.inbox.keep(pieces, taken);
+        self.wake();
+        0
     }
 
-    /// How many wait.
-    pub(super) fn held(&self) -> usize {
-        self.inbox.len()
+    /// Whether nothing waits for the application.
+    pub(super) fn is_empty(&self) -> bool {
+        self.lagging == 0
     }
 
-    /// Fetches them.
-    pub(super) fn fetch(&mut self) -> Vec<u8> {
-        socket::count(self.inbox.len(), 0);
-        std::mem::take(&mut self.inbox)
+    /// Gives the application what waits for it; ready with how much came meanwhile.
+    pub(super) fn poll_drain<A: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        application: &mut A,
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.inbox.poll_drain(cx, application))?;
+        Poll::Ready(Ok(std::mem::take(&mut self.lagging)))
     }
 
     /// Who waits is to look again.
@@ -81,15 +110,11 @@ impl Entry {
 
     /// Waits.
     pub(super) fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
-        leave(&mut self.waker, cx.waker());
+        match &mut self.waker {
+            // One that wakes the same is not made again.
+            Some(left) => left.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
         Poll::Pending
-    }
-}
-
-/// Leaves `waker` to be woken; one that wakes the same is not made again.
-pub(super) fn leave(left: &mut Option<Waker>, waker: &Waker) {
-    match left {
-        Some(left) => left.clone_from(waker),
-        none => *none = Some(waker.clone()),
     }
 }

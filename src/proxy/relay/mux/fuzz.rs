@@ -3,17 +3,24 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, IoSlice},
+    pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll, Wake, Waker},
 };
 
+use tokio::io::AsyncWrite;
+
 use super::{
-    super::super::records::{HEADER, STRIDE, fuzz::Choice},
+    super::{
+        super::records::{HEADER, STRIDE, fuzz::Choice},
+        application::Sink,
+    },
     frame::{Frame, MAX_DATA, PREFIX},
-    state::{MOST, MOST_CREDIT, PLENTY, Role, State, Taken},
+    state::{MOST, MOST_CREDIT, PLENTY, Role, State},
     window::{LARGEST, Window},
 };
 use crate::{
@@ -77,7 +84,9 @@ struct Stream {
     /// What the peer may send, and we may.
     allowed: u32,
     credit: u32,
-    /// What came and was not fetched, and what we sent and the peer has not heard.
+    application: Arc<Application>,
+    attached: bool,
+    /// What came and the application has not taken, and what we sent and the peer has not heard.
     inbox: Vec<u8>,
     outbox: Vec<u8>,
     ended: bool,
@@ -102,6 +111,8 @@ impl Stream {
             begun: Begun::Waiting,
             allowed: Window::FIRST,
             credit: Window::FIRST,
+            application: Arc::default(),
+            attached: false,
             inbox: vec![],
             outbox: vec![],
             ended: false,
@@ -110,6 +121,47 @@ impl Stream {
             woken: Arc::default(),
             waits: false,
         }
+    }
+}
+
+/// Takes as much as there is room for.
+#[derive(Debug, Default)]
+struct Application {
+    room: Mutex<usize>,
+    taken: Mutex<Vec<u8>>,
+}
+
+impl Sink for Application {
+    fn take(&self, pieces: &[IoSlice<'_>]) -> io::Result<usize> {
+        let all: Vec<u8> = pieces.iter().flat_map(|piece| piece.iter().copied()).collect();
+        let mut room = self.room.lock().expect("one thread");
+        let length = all.len().min(*room);
+        *room -= length;
+        self.taken.lock().expect("one thread").extend_from_slice(&all[..length]);
+        if length == 0 { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(length) }
+    }
+}
+
+impl AsyncWrite for &Application {
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.take(&[IoSlice::new(bytes)]).map_or(Poll::Pending, |length| Poll::Ready(Ok(length)))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Stream {
+    /// The application has what came first.
+    fn taken(&mut self) {
+        let taken = std::mem::take(&mut *self.application.taken.lock().expect("one thread"));
+        assert!(self.inbox.starts_with(&taken), "what came first is taken first");
+        self.inbox.drain(..taken.len());
     }
 }
 
@@ -141,7 +193,7 @@ impl Scene {
             8 => self.open(),
             9 => self.accept(id),
             10 | 11 => self.send(id, input.number()),
-            12 => self.fetch(id, input.byte().is_multiple_of(2)),
+            12 => self.fetch(id, input.number()),
             13 => self.end(id),
             14 => self.leave(id, input.byte()),
             _ => self.write(input.number()),
@@ -169,13 +221,21 @@ impl Scene {
             return true;
         }
         // What is no frame to us may be one by chance.
+        let before = self.streams.get(&id);
+        let lagged = before.is_some_and(|stream| !stream.inbox.is_empty());
+        let room = before.map_or(0, |stream| *stream.application.room.lock().expect("one thread"));
         let legal = Frame::parse(&said).is_some_and(|(id, frame)| self.may(id, frame));
         self.idle = 0;
         let mut record = self.peer.say(DATA, &said);
         let taken = self.state.receive(&mut record);
         assert_eq!(taken.is_ok(), legal, "{frame:?} of {id}");
-        if let Some(stream) = self.streams.get(&id).filter(|stream| frame.is_some() && stream.waits) {
-            assert!(!legal || stream.woken.0.load(Ordering::Relaxed), "{id} waits for {frame:?} in vain");
+        if let Some(stream) = self.streams.get_mut(&id).filter(|_| legal && frame.is_some()) {
+            let data = matches!(frame, Some(Frame::Data(_)));
+            let fits = stream.attached && !lagged && room >= stream.inbox.len();
+            stream.taken();
+            assert!(!(data && fits) || stream.inbox.is_empty(), "{id} could have taken it at once");
+            let woken = stream.woken.0.load(Ordering::Relaxed) || !stream.waits;
+            assert!(woken || data && stream.inbox.is_empty(), "{id} waits for {frame:?} in vain");
         }
         if !legal {
             self.state.fail(Refusal::Truncated);
@@ -183,7 +243,7 @@ impl Scene {
             waiting.for_each(|stream| assert!(stream.woken.0.load(Ordering::Relaxed), "nobody is told of the end"));
             // What came before is still there.
             self.over = true;
-            (0..=self.last).for_each(|id| [(); 2].iter().for_each(|()| self.fetch(id, true)));
+            (0..=self.last).for_each(|id| [(); 2].iter().for_each(|()| self.fetch(id, usize::MAX)));
         }
         legal
     }
@@ -246,6 +306,10 @@ impl Scene {
         let begun = self.state.begun();
         assert!(begun.iter().all(|id| *id <= self.last && self.role == Role::Callee));
         let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.begun == Begun::Accepted {
+            self.state.attach(id, stream.application.clone());
+            stream.attached = true;
+        }
         if self.role == Role::Callee && stream.begun == Begun::Waiting {
             let taken = self.state.accept(id);
             assert_eq!(taken.is_ok(), !stream.reset);
@@ -305,19 +369,25 @@ impl Scene {
         }
     }
 
-    fn fetch(&mut self, id: u32, at_once: bool) {
+    /// The application has room again; now and then the stream comes to know of it later.
+    fn fetch(&mut self, id: u32, room: usize) {
         let Self { state, streams, .. } = self;
         let Some(stream) = streams.get_mut(&id).filter(|stream| stream.begun == Begun::Accepted) else { return };
-        match Self::poll(stream, state, |state, cx| state.take(id, cx)) {
-            None => {
-                assert!(!self.over && stream.inbox.is_empty() && !stream.ended && !stream.reset, "{id} has something")
-            }
-            Some(Err(_)) => assert!(stream.reset || self.over && stream.inbox.is_empty() && !stream.ended),
-            Some(Ok(Taken::End)) => assert!(stream.ended && stream.inbox.is_empty()),
-            Some(Ok(Taken::Data(data))) => {
-                assert_eq!(std::mem::take(&mut stream.inbox), data);
-                state.took(id, data.len(), at_once);
-            }
+        let application = stream.application.clone();
+        *application.room.lock().expect("one thread") = room;
+        if room % 4 == 3 && !self.over {
+            return;
+        }
+        let polled = Self::poll(stream, state, |state, cx| state.poll_drain(id, cx, &mut &*application));
+        stream.taken();
+        let done = stream.inbox.is_empty();
+        // Else it waits for its application.
+        stream.waits &= done;
+        assert!(room < usize::MAX || done || stream.reset, "{id} is not given all");
+        match polled {
+            None => assert!(!done || !self.over && !stream.ended && !stream.reset, "{id} has something"),
+            Some(Err(_)) => assert!(stream.reset || self.over && done && !stream.ended),
+            Some(Ok(())) => assert!(stream.ended && done),
         }
     }
 

@@ -5,14 +5,21 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    task::{Context, Poll, Waker},
+    io::{self, IoSlice},
+    sync::Arc,
+    task::{Context, Poll, Waker, ready},
 };
 
 use rustls::{AlertDescription, ContentType, Error, InvalidMessage};
+use tokio::io::AsyncWrite;
 
 use super::{
-    super::super::records::{self, HEADER, Opened, Records, STRIDE},
-    entry::{Begun, Entry, leave},
+    super::{
+        super::records::{self, HEADER, Opened, Records, STRIDE},
+        Broken,
+        application::Sink,
+    },
+    entry::{Begun, Entry},
     frame::{Frame, MAX_DATA, PREFIX},
 };
 use crate::refusal::Refusal;
@@ -35,18 +42,21 @@ pub(in super::super::super) enum Role {
     Callee,
 }
 
-/// What a stream finds when it looks for what came.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Taken {
-    /// Bytes.
-    Data(Vec<u8>),
-    /// No more come.
-    End,
-}
+/// Pieces of what came that an application is given together.
+const PIECES: usize = 32;
+
+/// What came in one read: of which stream, and what.
+type Came<'a> = Vec<(u32, &'a [u8])>;
 
 /// The stream, or all of it, is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gone;
+
+impl From<Gone> for io::Error {
+    fn from(_: Gone) -> Self {
+        io::ErrorKind::ConnectionReset.into()
+    }
+}
 
 /// A multiplexed connection.
 #[derive(Debug)]
@@ -102,14 +112,14 @@ impl State {
         }
     }
 
-    /// Who is woken when there is something to write.
-    pub(super) fn pump(&mut self, waker: &Waker) {
-        leave(&mut self.pump, waker);
+    /// Who is woken, once, when there is something to write: nobody while that is looked for anyhow.
+    pub(super) fn pump(&mut self, waker: Option<Waker>) {
+        self.pump = waker;
     }
 
-    fn wake_pump(&self) {
-        if let Some(waker) = &self.pump {
-            waker.wake_by_ref();
+    fn wake_pump(&mut self) {
+        if let Some(waker) = self.pump.take() {
+            waker.wake();
         }
     }
 
@@ -249,25 +259,65 @@ impl State {
         self.pass();
     }
 
-    /// What came for a stream, also where nothing else will.
-    pub(super) fn take(&mut self, id: u32, cx: &Context<'_>) -> Poll<Result<Taken, Gone>> {
-        let failed = self.failed.is_some();
-        let entry = self.streams.get_mut(&id).filter(|entry| !entry.reset).ok_or(Gone)?;
-        if entry.held() > 0 {
-            return Poll::Ready(Ok(Taken::Data(entry.fetch())));
+    /// Whoever takes what comes for the stream.
+    pub(super) fn attach(&mut self, id: u32, sink: Arc<dyn Sink>) {
+        if let Some(entry) = self.streams.get_mut(&id) {
+            entry.sink = Some(sink);
         }
-        match (entry.ended, failed) {
-            (true, _) => Poll::Ready(Ok(Taken::End)),
-            (false, true) => Poll::Ready(Err(Gone)),
+    }
+
+    /// Gives the application what waits for it, also where nothing else will come; ready when nothing does.
+    pub(super) fn poll_drain<A: AsyncWrite + Unpin>(
+        &mut self,
+        id: u32,
+        cx: &mut Context<'_>,
+        application: &mut A,
+    ) -> Poll<Result<(), Broken>> {
+        let failed = self.failed.is_some();
+        let entry = self.streams.get_mut(&id).filter(|entry| !entry.reset);
+        let entry = entry.ok_or_else(|| Broken::From(Gone.into()))?;
+        let lagged = ready!(entry.poll_drain(cx, application)).map_err(Broken::To)?;
+        let outcome = match (entry.ended, failed) {
+            (true, _) => Poll::Ready(Ok(())),
+            (false, true) => Poll::Ready(Err(Broken::From(Gone.into()))),
             (false, false) => entry.wait(cx),
+        };
+        if lagged > 0 {
+            self.took(id, lagged, false);
+        }
+        outcome
+    }
+
+    /// Whether something waits for the stream's application.
+    pub(super) fn owes(&self, id: u32) -> bool {
+        self.streams.get(&id).is_some_and(|entry| !entry.is_empty())
+    }
+
+    /// How much ever came for the stream.
+    pub(super) fn received(&self, id: u32) -> u64 {
+        self.streams.get(&id).map_or(0, |entry| entry.received)
+    }
+
+    /// What came is given to the applications, that of each stream together.
+    fn deliver(&mut self, mut came: Came<'_>) {
+        came.sort_by_key(|(id, _)| *id);
+        for of_one in came.chunk_by(|(one, _), (other, _)| one == other) {
+            for some in of_one.chunks(PIECES) {
+                let mut pieces = [IoSlice::new(&[]); PIECES];
+                pieces.iter_mut().zip(some).for_each(|(piece, (_, data))| *piece = IoSlice::new(data));
+                let (id, pieces) = (some[0].0, &pieces[..some.len()]);
+                let taken = self.streams.get_mut(&id).map_or(0, |entry| entry.put(pieces));
+                if taken > 0 {
+                    self.took(id, taken, true);
+                }
+            }
         }
     }
 
     /// The application has taken `length` bytes, `at_once` or not: the peer may send more.
-    pub(super) fn took(&mut self, id: u32, length: usize, at_once: bool) {
+    fn took(&mut self, id: u32, length: usize, at_once: bool) {
         let Ok(entry) = self.live(id) else { return };
-        let more = entry.window.took(length, at_once, entry.held());
-        if let Some(more) = more
+        if let Some(more) = entry.window.took(length, at_once)
             && !entry.ended
         {
             let _ = self.say(id, Frame::Credit(more));
@@ -363,14 +413,22 @@ impl State {
     }
 
     /// Reads the records in `buffer`; answers whether the peer goes on.
-    pub(super) fn receive(&mut self, mut buffer: &mut [u8]) -> Result<bool, Error> {
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Result<bool, Error> {
+        let mut came = Vec::new();
+        let outcome = self.read(buffer, &mut came);
+        // Also what came before an error.
+        self.deliver(came);
+        outcome
+    }
+
+    fn read<'a>(&mut self, mut buffer: &'a mut [u8], came: &mut Came<'a>) -> Result<bool, Error> {
         while let Some(length) = records::whole(buffer)? {
             let (record, behind) = buffer.split_at_mut(length);
             buffer = behind;
             match self.records.open(record)? {
                 Opened::Data(data) => {
                     let (id, frame) = Frame::parse(data).ok_or_else(violation)?;
-                    self.heard(id, frame)?;
+                    self.heard(id, frame, came)?;
                 }
                 Opened::Nothing => {}
                 Opened::UpdateRequested => self.answer()?,
@@ -384,7 +442,7 @@ impl State {
         Ok(true)
     }
 
-    fn heard(&mut self, id: u32, frame: Frame<'_>) -> Result<(), Error> {
+    fn heard<'a>(&mut self, id: u32, frame: Frame<'a>, came: &mut Came<'a>) -> Result<(), Error> {
         if frame == Frame::Open {
             return self.asked(id);
         }
@@ -398,7 +456,8 @@ impl State {
             (Frame::Refused, Begun::Waiting) if self.role == Role::Caller => entry.begun = Begun::Refused,
             (Frame::Reset, _) => entry.reset = true,
             (Frame::Data(data), Begun::Accepted) if !entry.ended && entry.window.came(data.len()) => {
-                entry.put(data);
+                came.push((id, data));
+                return Ok(());
             }
             (Frame::End, Begun::Accepted) if !entry.ended => entry.ended = true,
             (Frame::Credit(more), Begun::Accepted) => {

@@ -2,7 +2,7 @@
 
 use std::{
     future::poll_fn,
-    io::{self, IoSlice},
+    io,
     sync::Arc,
     task::{Context, Poll, ready},
 };
@@ -12,12 +12,14 @@ use tokio::{io::AsyncWrite, net::TcpStream};
 use super::{
     super::{
         super::{access::Moved, sockets::Underlying},
-        Broken, Carrier, End, SLOTS, Stage, places,
-        socket::{Kept, Socket, portion},
+        Broken, Carrier, End, SLOTS, Stage,
+        application::Application,
+        places,
+        socket::{Socket, portion},
     },
     Mux,
     frame::{MAX_DATA, PREFIX},
-    state::{Gone, Taken},
+    state::Gone,
 };
 
 /// A stream that was begun, and not accepted yet; left when dropped.
@@ -60,11 +62,8 @@ impl Begun {
 #[derive(Debug)]
 pub(in super::super::super) struct MuxStream {
     begun: Begun,
-    /// Of what came, what the application has not taken.
-    kept: Kept,
-    /// How much that was.
-    lagging: usize,
-    moved: Moved,
+    /// Bytes of the application's.
+    sent: u64,
     slots: u8,
     up: Stage,
     down: Stage,
@@ -72,22 +71,18 @@ pub(in super::super::super) struct MuxStream {
     position: u64,
 }
 
-fn gone(_: Gone) -> io::Error {
-    io::ErrorKind::ConnectionReset.into()
+fn lost(gone: Gone) -> Broken {
+    Broken::To(gone.into())
 }
 
 impl MuxStream {
     fn new(begun: Begun) -> Self {
-        Self {
-            begun,
-            kept: Kept::default(),
-            lagging: 0,
-            moved: Moved::default(),
-            slots: 1,
-            up: Stage::Copying,
-            down: Stage::Copying,
-            position: 0,
-        }
+        Self { begun, sent: 0, slots: 1, up: Stage::Copying, down: Stage::Copying, position: 0 }
+    }
+
+    /// What comes is given to `application`.
+    pub(in super::super) fn attach(&self, application: &Application) {
+        self.begun.mux.lock().attach(self.begun.id, application.sink());
     }
 
     fn poll_fetch<A: Socket>(
@@ -99,7 +94,7 @@ impl MuxStream {
         let Begun { mux, id, .. } = &self.begun;
         loop {
             let quiet = self.slots == 1;
-            let room = ready!(mux.lock().room(*id, quiet, cx)).map_err(|lost| Broken::To(gone(lost)))?;
+            let room = ready!(mux.lock().room(*id, quiet, cx)).map_err(lost)?;
             let most = portion(room.min(usize::from(self.slots) * MAX_DATA));
             let (mut places, count) = places(scratch, most, PREFIX);
             let Poll::Ready(length) = application.poll_scatter(cx, &mut places[..count]) else {
@@ -109,12 +104,12 @@ impl MuxStream {
             let length = length.map_err(Broken::From)?;
             let mut state = mux.lock();
             if length == 0 {
-                self.position = state.end(*id).map_err(|lost| Broken::To(gone(lost)))?;
+                self.position = state.end(*id).map_err(lost)?;
                 self.up = Stage::Closing;
                 return Poll::Ready(Ok(()));
             }
-            self.moved.sent += length as u64;
-            if let Some(sealed) = state.seal(*id, scratch, length).map_err(|lost| Broken::To(gone(lost)))? {
+            self.sent += length as u64;
+            if let Some(sealed) = state.seal(*id, scratch, length).map_err(lost)? {
                 // Whoever pumps comes upon an error too, and says what it means.
                 let taken = mux.network.try_write(sealed).unwrap_or_default();
                 state.wrote_past(&sealed[taken..]);
@@ -143,57 +138,33 @@ impl<A: Socket> Carrier<A> for MuxStream {
         }
         if self.up == Stage::Closing {
             let Begun { mux, id, .. } = &self.begun;
-            ready!(mux.lock().is_written(*id, self.position, cx)).map_err(|lost| Broken::To(gone(lost)))?;
+            ready!(mux.lock().is_written(*id, self.position, cx)).map_err(lost)?;
             self.up = Stage::Done;
         }
         Poll::Ready(Ok(()))
     }
 
     fn poll_down(&mut self, cx: &mut Context<'_>, application: &mut A, _: &mut [u8]) -> Poll<Result<(), Broken>> {
-        loop {
-            match self.down {
-                Stage::Copying => {
-                    ready!(self.kept.poll_drain(cx, application)).map_err(Broken::To)?;
-                    let Begun { mux, id, .. } = &self.begun;
-                    let taken = {
-                        let mut state = mux.lock();
-                        match std::mem::take(&mut self.lagging) {
-                            0 => {}
-                            length => state.took(*id, length, false),
-                        }
-                        ready!(state.take(*id, cx)).map_err(|lost| Broken::From(gone(lost)))?
-                    };
-                    match taken {
-                        Taken::End => self.down = Stage::Closing,
-                        Taken::Data(data) => {
-                            self.moved.received += data.len() as u64;
-                            match self.kept.poll_send(cx, application, &[IoSlice::new(&data)]) {
-                                Poll::Ready(sent) => {
-                                    sent.map_err(Broken::To)?;
-                                    mux.lock().took(*id, data.len(), true);
-                                }
-                                Poll::Pending => self.lagging = data.len(),
-                            }
-                        }
-                    }
-                }
-                Stage::Closing => {
-                    ready!(AsyncWrite::poll_shutdown(std::pin::Pin::new(&mut *application), cx)).map_err(Broken::To)?;
-                    self.down = Stage::Done;
-                }
-                Stage::Done => return Poll::Ready(Ok(())),
-            }
+        let Begun { mux, id, .. } = &self.begun;
+        if self.down == Stage::Copying {
+            ready!(mux.lock().poll_drain(*id, cx, application))?;
+            self.down = Stage::Closing;
         }
+        if self.down == Stage::Closing {
+            ready!(AsyncWrite::poll_shutdown(std::pin::Pin::new(application), cx)).map_err(Broken::To)?;
+            self.down = Stage::Done;
+        }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_goodbye(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Begun { mux, id, .. } = &self.begun;
         let mut state = mux.lock();
         if self.up == Stage::Copying {
-            self.position = state.end(*id).map_err(gone)?;
+            self.position = state.end(*id)?;
             self.up = Stage::Closing;
         }
-        state.is_written(*id, self.position, cx).map_err(gone)
+        state.is_written(*id, self.position, cx).map_err(io::Error::from)
     }
 
     fn ended(&mut self) -> bool {
@@ -203,11 +174,11 @@ impl<A: Socket> Carrier<A> for MuxStream {
     }
 
     fn moved(&self) -> Moved {
-        self.moved
+        Moved { sent: self.sent, received: self.begun.mux.lock().received(self.begun.id) }
     }
 
     fn owes(&self) -> bool {
-        !self.kept.is_empty()
+        self.begun.mux.lock().owes(self.begun.id)
     }
 
     fn last_words(&mut self, _: &mut Context<'_>, _: &mut [u8]) -> Option<io::Error> {

@@ -53,9 +53,9 @@ impl Window {
         left.is_some()
     }
 
-    /// The application has taken `length` bytes, `at_once` or not, and `held` wait for it. Answers what more the peer may
+    /// The application has taken `length` bytes, `at_once` or not, and none wait for it. Answers what more the peer may
     /// send; `None` = that is not worth a word yet.
-    pub(super) fn took(&mut self, length: usize, at_once: bool, held: usize) -> Option<u32> {
+    pub(super) fn took(&mut self, length: usize, at_once: bool) -> Option<u32> {
         if !at_once {
             self.resize(Self::FIRST);
         } else if length >= self.size as usize / 4 && self.size < LARGEST {
@@ -64,13 +64,10 @@ impl Window {
                 self.resize(self.size * 2);
             }
         }
-        let under_way = self.allowed.saturating_add(u32::try_from(held).unwrap_or(u32::MAX));
-        if under_way > self.size / 2 {
+        if self.allowed > self.size / 2 {
             return None;
         }
-        let more = self.size - under_way;
-        self.allowed += more;
-        Some(more)
+        Some(self.size - std::mem::replace(&mut self.allowed, self.size))
     }
 }
 
@@ -89,10 +86,11 @@ mod tests {
     fn what_is_taken_may_be_sent_again_in_portions_worth_a_word() {
         let mut window = Window::new();
         assert!(window.came(1000));
-        assert_eq!(window.took(1000, true, 0), None);
-        assert!(window.came(10_000));
-        assert_eq!(window.took(0, true, 10_000), None, "10,000 wait");
-        assert_eq!(window.took(3_000, true, 0), Some(11_000));
+        assert_eq!(window.took(1000, true), None);
+        for told in [None, None, Some(10_000)] {
+            assert!(window.came(3_000));
+            assert_eq!(window.took(3_000, true), told);
+        }
         assert_eq!(window.allowed, Window::FIRST);
     }
 
@@ -102,12 +100,12 @@ mod tests {
         for _ in 0..100 {
             let all = window.allowed as usize;
             assert!(window.came(all));
-            window.took(all, true, 0);
+            window.took(all, true);
         }
         assert_eq!(window.allowed, LARGEST);
         assert_eq!(GROWN.get(), LARGEST - Window::FIRST);
         assert!(window.came(LARGEST as usize));
-        assert_eq!(window.took(LARGEST as usize, false, 0), Some(Window::FIRST));
+        assert_eq!(window.took(LARGEST as usize, false), Some(Window::FIRST));
         assert_eq!(GROWN.get(), 0);
     }
 
@@ -118,7 +116,7 @@ mod tests {
             for window in &mut windows {
                 let all = window.allowed as usize;
                 assert!(window.came(all));
-                window.took(all, true, 0);
+                window.took(all, true);
             }
         }
         let sum: usize = windows.iter().map(|window| window.size as usize).sum();

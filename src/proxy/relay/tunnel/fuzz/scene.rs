@@ -74,7 +74,7 @@ impl Scene {
         let patience = 1024 + 8 * (wire.len() + tunnel.down.partial.len() + flight.len());
         Self {
             tunnel,
-            pair: Pair { timer: None, half_closed: HALF_CLOSED },
+            pair: Pair::new(HALF_CLOSED),
             near,
             application: Some(application),
             far: Some(far),
