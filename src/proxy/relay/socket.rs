@@ -36,7 +36,12 @@ pub(super) fn poll_scatter(
         ready!(socket.poll_read_ready(cx))?;
         let mut found = None;
         let outcome = socket.try_io(Interest::READABLE, || {
-            let length = (&*SockRef::from(socket)).read_vectored(places)?;
+            let socket = SockRef::from(socket);
+            // One place is a smaller call.
+            let length = match &mut *places {
+                [one] => (&*socket).read(one),
+                several => (&*socket).read_vectored(several),
+            }?;
             found = Some(length);
             // What was not full has emptied the queue: with "would block" the next turn waits for news instead of asking
             // in vain. An end stays visible, since it is news of its own.

@@ -4,7 +4,7 @@
 //! until the socket takes it. A peer cannot make us keep more than the windows we gave its streams.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, VecDeque},
     io::{self, IoSlice},
     sync::Arc,
     task::{Context, Poll, Waker, ready},
@@ -63,7 +63,7 @@ impl From<Gone> for io::Error {
 pub(super) struct State {
     records: Records,
     role: Role,
-    streams: HashMap<u32, Entry>,
+    streams: BTreeMap<u32, Entry>,
     /// The number of the newest stream.
     last: u32,
     out: Vec<u8>,
@@ -96,7 +96,7 @@ impl State {
         Self {
             records,
             role,
-            streams: HashMap::new(),
+            streams: BTreeMap::new(),
             last: 0,
             out: flight,
             start: 0,
