@@ -1,7 +1,10 @@
 //! A sidecar at its bounds: handshakes that stall, descriptors, memory. New ones are shed, old ones go on, and it comes
 //! back by itself. Time is only ever compared with time of the same minute.
 
-use std::time::{Duration, Instant};
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use entente::brief::Mode;
 
@@ -20,11 +23,22 @@ const STALLED: (usize, u32) = (10_000, 200);
 /// What they may cost, in KiB.
 const GROWTH: u64 = 32 * 1024;
 /// Comparisons until one is as it should be: the machine is not ours alone.
-const ATTEMPTS: usize = 3;
+const ATTEMPTS: usize = 5;
 /// Calls in one comparison, each with a handshake.
-const CALLS: usize = 100;
+const CALLS: usize = 200;
+/// How long it may take to be back, beside what so many calls take as the machine is.
+const RECOVERY: (Duration, u32) = (Duration::from_secs(1), 20);
 /// The time that a full record of a first message takes (RFC 8446 §5.1), but for its last byte.
 const FAT: usize = 16 * 1024;
+
+/// How the client knows the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Address {
+    /// Whose pod it is: all connections of a thread share one.
+    OfPod,
+    /// As a Service's: each has its own, and a handshake.
+    OfService,
+}
 
 /// A server that is called by a client, each with a sidecar, and an application that echoes.
 struct Edge<'a> {
@@ -35,7 +49,7 @@ struct Edge<'a> {
 }
 
 impl<'a> Edge<'a> {
-    async fn new(hub: &'a Hub, prepare: impl Fn(&mut Pod<'_>)) -> Self {
+    async fn new(hub: &'a Hub, address: Address, prepare: impl Fn(&mut Pod<'_>)) -> Self {
         let mut server = hub.pod(3, "server", &PORTS, "").await;
         let mut client = hub.pod(2, "client", &[], "").await;
         for pod in [&mut server, &mut client] {
@@ -43,7 +57,10 @@ impl<'a> Edge<'a> {
             prepare(pod);
             pod.start_sidecar().await;
         }
-        client.knows(&server, "server", 5432, Mode::MutualTls);
+        match address {
+            Address::OfPod => client.knows(&server, "server", 5432, Mode::MutualTls),
+            Address::OfService => client.finds(&server, "server", 5432, Mode::MutualTls),
+        }
         let application = server.start(Act::Echo(PORTS.map(|(port, _)| server.v4(port)).to_vec())).await;
         let edge = Self { hub, server, client, _application: application };
         eventually("a call", || async { (edge.call().await == Fared::Answered).then_some(()) }).await;
@@ -71,6 +88,18 @@ impl<'a> Edge<'a> {
     async fn talk(&self, count: usize, deaf: usize, stay: bool) -> Playing {
         let (to, text) = (self.server.v4(5432), SECRET.to_owned());
         self.client.start(Act::Talk(Talk { to, text, count, deaf, stay })).await
+    }
+
+    /// Anybody is answered again, in a second.
+    async fn is_back(&self) {
+        let call = || self.hub.act(Act::Call(self.server.v4(8080), SECRET.to_owned()));
+        let begun = Instant::now();
+        eventually("room again", || async { (call().await == Fared::Answered).then_some(()) }).await;
+        let back = begun.elapsed();
+        assert_eq!(call().await, Fared::Answered);
+        let ordinary = begun.elapsed() - back;
+        println!("a call after {back:?}, another in {ordinary:?}");
+        assert!(back <= RECOVERY.0 + ordinary * RECOVERY.1, "{back:?}");
     }
 
     /// Refusals with `reason` that the server's sidecar has counted.
@@ -109,7 +138,7 @@ async fn stall(edge: &Edge<'_>) -> Playing {
 fn ten_thousand_stalled_handshakes_cost_little_memory_and_nobody_a_call() {
     in_own_network("limits::ten_thousand_stalled_handshakes_cost_little_memory_and_nobody_a_call", |hub| async move {
         hub.has_many_addresses().await;
-        let edge = Edge::new(&hub, |_| ()).await;
+        let edge = Edge::new(&hub, Address::OfService, |_| ()).await;
         let mut held = edge.hold().await;
         let before = edge.server.resident("VmRSS");
         let mut ratios = vec![];
@@ -134,8 +163,7 @@ fn ten_thousand_stalled_handshakes_cost_little_memory_and_nobody_a_call() {
             let all = [50, 90, 99].map(|percent| (quiet.at(percent), stalled.at(percent)));
             let ratio = all.map(|(quiet, stalled)| stalled / quiet);
             println!("calls without and with, µs, p50, p90, p99: {all:?}; ratios {ratio:.2?}");
-            // Of a hundred calls the slowest is the machine's business as often as ours.
-            let slower = ratio[0].max(ratio[1]);
+            let slower = ratio.into_iter().fold(0.0, f64::max);
             ratios.push(slower);
             if slower <= 2.0 {
                 break;
@@ -178,7 +206,7 @@ fn without_descriptors_a_proxy_sheds_the_new_cuts_the_revoked_rests_and_comes_ba
     let name = "limits::without_descriptors_a_proxy_sheds_the_new_cuts_the_revoked_rests_and_comes_back";
     in_own_network(name, |hub| async move {
         // 64 are kept back, a connection takes two: 96 connections; more come.
-        let edge = Edge::new(&hub, |pod| pod.descriptors = 256).await;
+        let edge = Edge::new(&hub, Address::OfPod, |pod| pod.descriptors = 256).await;
         let mut held = edge.hold().await;
         let crowd = fill(&edge, 96).await;
         let outcome = hub.act(Act::Call(edge.server.v4(8080), SECRET.to_owned())).await;
@@ -198,10 +226,7 @@ fn without_descriptors_a_proxy_sheds_the_new_cuts_the_revoked_rests_and_comes_ba
         for playing in crowd {
             ends(playing).await;
         }
-        let call = || hub.act(Act::Call(edge.server.v4(8080), SECRET.to_owned()));
-        let begun = Instant::now();
-        eventually("room again", || async { (call().await == Fared::Answered).then_some(()) }).await;
-        println!("a call again after {:?}", begun.elapsed());
+        edge.is_back().await;
     });
 }
 
@@ -209,7 +234,7 @@ fn without_descriptors_a_proxy_sheds_the_new_cuts_the_revoked_rests_and_comes_ba
 fn a_proxy_that_can_accept_nothing_rests_cuts_the_revoked_and_serves_who_waited_when_it_can() {
     let name = "limits::a_proxy_that_can_accept_nothing_rests_cuts_the_revoked_and_serves_who_waited_when_it_can";
     in_own_network(name, |hub| async move {
-        let edge = Edge::new(&hub, |_| ()).await;
+        let edge = Edge::new(&hub, Address::OfPod, |_| ()).await;
         let mut held = edge.hold().await;
         // Below what it holds already: each accept fails, also the health server's.
         edge.server.limit_descriptors(edge.server.held() - 5).await;
@@ -226,9 +251,7 @@ fn a_proxy_that_can_accept_nothing_rests_cuts_the_revoked_and_serves_who_waited_
         assert_eq!(held.told::<Fared>(), Fared::Reset);
 
         edge.server.limit_descriptors(edge.server.descriptors).await;
-        let begun = Instant::now();
-        assert_eq!(hub.act(Act::Call(edge.server.v4(8080), SECRET.to_owned())).await, Fared::Answered);
-        println!("a call after {:?}", begun.elapsed());
+        edge.is_back().await;
         ends(waits).await;
     });
 }
@@ -239,33 +262,48 @@ const HELD: usize = 2_000;
 const DEAF: usize = 1_000;
 /// Connections that come on top.
 const FLOOD: usize = 400;
+/// What the kernel may keep of a connection at each end (tcp(7), `tcp_rmem` and `tcp_wmem`): where it has nothing left for
+/// anybody's, as a thousand who do not read can bring about, all stand still.
+const BUFFERS: [(&str, &str); 2] = [("tcp_rmem", "4096 131072 262144"), ("tcp_wmem", "4096 16384 262144")];
 
 #[test]
 fn in_64_mebibytes_a_proxy_keeps_two_thousand_connections_and_sheds_what_is_too_much() {
     let name = "limits::in_64_mebibytes_a_proxy_keeps_two_thousand_connections_and_sheds_what_is_too_much";
-    in_own_network(name, |hub| async move {
-        let mut edge = Edge::new(&hub, |pod| {
-            pod.descriptors = 16_384;
-            pod.memory = Some(Memory::bound(&pod.name, MEMORY));
-        })
-        .await;
-        let old = edge.talk(HELD, DEAF, true).await;
-        let crowd = dialled(&old, HELD).await;
-        tell(&edge, "held", crowd);
-        assert!(edge.server.lives());
-        let flood = edge.talk(FLOOD, 0, true).await;
-        let crowd = dialled(&flood, FLOOD).await;
-        tell(&edge, "flooded", crowd);
-        assert!(edge.server.lives() && edge.client.lives(), "nobody was killed");
-        assert!(crowd.refused > 0, "{crowd:?}");
-        let rounds = old.told::<Crowd>().rounds;
-        eventually("another word from each", || async { (old.told::<Crowd>().rounds >= rounds + 2).then_some(()) })
-            .await;
-        tell(&edge, "after", old.told());
-        assert_eq!(old.told::<Crowd>().lost, 0);
-        ends(flood).await;
-        eventually("room again", || async { (edge.call().await == Fared::Answered).then_some(()) }).await;
-    });
+    in_own_network(name, |hub| async move { in_little_memory(&hub, Address::OfPod).await });
+}
+
+#[test]
+fn in_64_mebibytes_a_proxy_keeps_two_thousand_connections_that_do_not_share_one() {
+    let name = "limits::in_64_mebibytes_a_proxy_keeps_two_thousand_connections_that_do_not_share_one";
+    in_own_network(name, |hub| async move { in_little_memory(&hub, Address::OfService).await });
+}
+
+async fn in_little_memory(hub: &Hub, address: Address) {
+    let mut edge = Edge::new(hub, address, |pod| {
+        pod.descriptors = 16_384;
+        pod.memory = Some(Memory::bound(&pod.name, MEMORY));
+        for (setting, sizes) in BUFFERS {
+            let set = format!("echo {sizes} > /proc/sys/net/ipv4/{setting}");
+            let status = Command::new("ip").args(["netns", "exec", &pod.name, "sh", "-c", &set]).status();
+            assert!(status.unwrap().success(), "{setting}");
+        }
+    })
+    .await;
+    let old = edge.talk(HELD, DEAF, true).await;
+    let crowd = dialled(&old, HELD).await;
+    tell(&edge, "held", crowd);
+    assert!(edge.server.lives());
+    let flood = edge.talk(FLOOD, 0, true).await;
+    let crowd = dialled(&flood, FLOOD).await;
+    tell(&edge, "flooded", crowd);
+    assert!(edge.server.lives() && edge.client.lives(), "nobody was killed");
+    assert!(crowd.refused > 0, "{crowd:?}");
+    let rounds = old.told::<Crowd>().rounds;
+    eventually("another word from each", || async { (old.told::<Crowd>().rounds >= rounds + 2).then_some(()) }).await;
+    tell(&edge, "after", old.told());
+    assert_eq!(old.told::<Crowd>().lost, 0);
+    ends(flood).await;
+    eventually("room again", || async { (edge.call().await == Fared::Answered).then_some(()) }).await;
 }
 
 fn tell(edge: &Edge<'_>, when: &str, crowd: Crowd) {

@@ -245,9 +245,16 @@ impl Pod<'_> {
 
     /// Declares a route of this pod's sidecar, in both families.
     pub(crate) fn knows(&self, other: &Pod<'_>, server: &str, port: u16, mode: Mode) {
+        self.finds(other, server, port, mode);
+        for address in [other.v4(port), other.v6(port)] {
+            self.hub.control.owned(&self.name, address.ip(), &other.name);
+        }
+    }
+
+    /// Is told only that `server` is there, as at a Service's address: each connection has its own handshake.
+    pub(crate) fn finds(&self, other: &Pod<'_>, server: &str, port: u16, mode: Mode) {
         for address in [other.v4(port), other.v6(port)] {
             self.hub.control.route(&self.name, address, &self.hub.control.domain.id(server), mode);
-            self.hub.control.owned(&self.name, address.ip(), &other.name);
         }
     }
 
