@@ -75,7 +75,7 @@ fn tunnel() -> Vec<Vec<u8>> {
 }
 
 /// What streams and their peer may do, as [`super::mux`] reads it.
-const TALKED: [&[u8]; 11] = [
+const TALKED: [&[u8]; 12] = [
     // We call: opened, taken, data both ways, fetched, ends, left in order.
     &[8, 0, 0, 1, 1, 0, 10, 1, 9, 9, 0, 1, 3, 2, b'h', b'i', 12, 1, 0, 9, 13, 1, 0, 1, 4, 0, 12, 1, 0, 9, 14, 1, 2],
     // Refused, reset, left without order.
@@ -95,11 +95,16 @@ const TALKED: [&[u8]; 11] = [
         8, 0, 0, 1, 1, 0, 9, 1, 12, 1, 0, 5, 0, 1, 3, 2, b'h', b'i', 0, 1, 3, 4, b'p', b'a', b'r', b't', 12, 1, 0, 3,
         0, 1, 3, 1, b'x', 12, 1, 0x20, 0, 0, 1, 3, 0x80, 0x20, 0, 0, 1, 4, 0, 12, 1, 0, 0,
     ],
+    // Credit of ours that is used and then given back, and the peer's: some, and more than there is.
+    &[
+        8, 0, 0, 1, 1, 0, 0, 1, 6, 0x84, 0x20, 0, 10, 1, 0, 9, 7, 0, 7, 0, 10, 1, 0, 9, 0, 1, 23, 2, 1, 1, 0, 1, 3, 1,
+        b'x', 0, 1, 0x77, 0x84, 0x20, 0,
+    ],
     // We are called: begun, taken, begun again.
     &[0, 1, 128, 0, 9, 1, 0, 1, 3, 1, b'x', 12, 1, 0, 1, 10, 1, 0, 90, 0, 1, 0, 0],
     // Begun and reset, begun and left, new keys.
     &[
-        0, 1, 128, 0, 0, 1, 5, 0, 9, 1, 0, 2, 128, 0, 14, 2, 1, 7, 0, 7, 0, 15, 0, 0xFF, 0xFF, 7, 0, 14, 7, 0, 0, 3,
+        0, 1, 128, 0, 0, 1, 5, 0, 9, 1, 0, 2, 128, 0, 14, 2, 1, 7, 1, 7, 1, 15, 0, 0xFF, 0xFF, 7, 1, 14, 7, 0, 0, 3,
         128, 0,
     ],
     // Data before it was taken, of no stream, no frame at all.
@@ -110,7 +115,7 @@ const TALKED: [&[u8]; 11] = [
 fn mux() -> Vec<Vec<u8>> {
     let plays = TALKED.iter().zip(0..).flat_map(|(talked, number): (_, u8)| {
         // Some are what the caller does, some what the callee.
-        [number, number + 1].map(|choice| [&[choice, u8::from(number > 6)][..], talked].concat())
+        [number, number + 1].map(|choice| [&[choice, u8::from(number > 7)][..], talked].concat())
     });
     plays.collect()
 }

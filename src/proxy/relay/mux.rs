@@ -31,7 +31,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::state::State;
+use self::state::{Outlook, State};
 pub(in super::super) use self::{
     state::Role,
     stream::{Begun, MuxStream},
@@ -47,6 +47,9 @@ use super::{
     tunnel::broken,
 };
 use crate::refusal::Refusal;
+
+/// How long a stream that sends nothing keeps what its window has grown by; twice as long at most.
+const QUIET: Duration = Duration::from_secs(10);
 
 /// What an unsent byte of one stream may have to wait behind.
 const UNSENT: u32 = 128 << 10;
@@ -81,7 +84,7 @@ pub(in super::super) struct Life {
 
 /// What the pump has come upon.
 enum Event {
-    /// Streams have begun, or all have ended.
+    /// There is something else to look out for.
     Changed,
     /// It has ended.
     Over,
@@ -130,11 +133,11 @@ impl Mux {
             return self.lock().fail(Refusal::Truncated);
         }
         drop(first);
-        let mut alone_since = Instant::now();
+        let (mut alone_since, mut lent_since) = (Instant::now(), Instant::now());
         let mut ends = false;
         loop {
-            let alone = self.lock().len() == 0;
-            if ends && alone {
+            let outlook = self.lock().outlook();
+            if ends && outlook.alone {
                 break;
             }
             tokio::select! {
@@ -142,11 +145,19 @@ impl Mux {
                 // The streams are told by themselves, and some may still say goodbye.
                 _ = &mut life.killed, if !ends => ends = true,
                 () = draining.cancelled(), if !ends => ends = true,
-                event = poll_fn(|cx| self.poll(cx, alone, &mut begun)) => match event {
+                event = poll_fn(|cx| self.poll(cx, outlook, &mut begun)) => match event {
                     Event::Over => return,
-                    Event::Changed => alone_since = Instant::now(),
+                    Event::Changed => {
+                        let now = Instant::now();
+                        alone_since = if outlook.alone { alone_since } else { now };
+                        lent_since = if outlook.lent { lent_since } else { now };
+                    }
                 },
-                () = sleep_until(alone_since + life.rest), if alone => break,
+                () = sleep_until(alone_since + life.rest), if outlook.alone => break,
+                () = sleep_until(lent_since + QUIET), if outlook.lent => {
+                    self.lock().give_back();
+                    lent_since = Instant::now();
+                }
             }
             if ends {
                 self.lock().close();
@@ -155,7 +166,7 @@ impl Mux {
         self.goodbye().await;
     }
 
-    fn poll(self: &Arc<Self>, cx: &mut Context<'_>, alone: bool, begun: &mut impl FnMut(Begun)) -> Poll<Event> {
+    fn poll(self: &Arc<Self>, cx: &mut Context<'_>, outlook: Outlook, begun: &mut impl FnMut(Begun)) -> Poll<Event> {
         self.lock().pump(None);
         let read = self.poll_read(cx);
         let new = {
@@ -178,7 +189,7 @@ impl Mux {
         if state.failed().is_some() {
             return Poll::Ready(Event::Over);
         }
-        if (state.len() == 0) == alone { Poll::Pending } else { Poll::Ready(Event::Changed) }
+        if state.outlook() == outlook { Poll::Pending } else { Poll::Ready(Event::Changed) }
     }
 
     /// Reads as long as there is something, a scratch-full at most; ready at the end.
@@ -250,3 +261,6 @@ impl Mux {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

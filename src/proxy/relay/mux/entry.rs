@@ -30,6 +30,8 @@ pub(super) struct Entry {
     pub(super) begun: Begun,
     /// What we may send.
     pub(super) credit: u32,
+    /// Something was sent since that was looked at last.
+    pub(super) sends: bool,
     /// What the peer may send.
     pub(super) window: Window,
     /// Who takes what came, once it is known.
@@ -55,6 +57,7 @@ impl Entry {
         Self {
             begun: Begun::Waiting,
             credit: Window::FIRST,
+            sends: false,
             window: Window::new(),
             sink: None,
             inbox: Kept::default(),
@@ -65,6 +68,16 @@ impl Entry {
             queued: false,
             waker: None,
         }
+    }
+
+    /// Where nothing was sent since the last time, gives up what is more than at first; answers how much that was.
+    pub(super) fn give_back(&mut self) -> Option<u32> {
+        let sends = std::mem::take(&mut self.sends);
+        let more = self.credit.saturating_sub(Window::FIRST);
+        (!sends && more > 0).then(|| {
+            self.credit = Window::FIRST;
+            more
+        })
     }
 
     /// Bytes came for it: the application has them at once, or who waits is to see to it. Answers how many it took, all

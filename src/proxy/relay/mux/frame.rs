@@ -15,6 +15,7 @@ const DATA: u8 = 3;
 const END: u8 = 4;
 const RESET: u8 = 5;
 const CREDIT: u8 = 6;
+const RETURN: u8 = 7;
 
 /// What is said of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub(super) enum Frame<'a> {
     Reset,
     /// So many more bytes may be sent.
     Credit(u32),
+    /// So many fewer bytes will be sent than might.
+    Return(u32),
 }
 
 impl<'a> Frame<'a> {
@@ -47,6 +50,7 @@ impl<'a> Frame<'a> {
             (END, []) => Self::End,
             (RESET, []) => Self::Reset,
             (CREDIT, &[e, f, g, h]) => Self::Credit(u32::from_be_bytes([e, f, g, h])),
+            (RETURN, &[e, f, g, h]) => Self::Return(u32::from_be_bytes([e, f, g, h])),
             _ => return None,
         };
         Some((u32::from_be_bytes([a, b, c, d]), frame))
@@ -67,6 +71,7 @@ impl<'a> Frame<'a> {
             Self::End => (END, vec![]),
             Self::Reset => (RESET, vec![]),
             Self::Credit(more) => (CREDIT, more.to_be_bytes().to_vec()),
+            Self::Return(less) => (RETURN, less.to_be_bytes().to_vec()),
         };
         [header(id, kind).as_slice(), &rest].concat()
     }
@@ -92,6 +97,7 @@ mod tests {
             Frame::End,
             Frame::Reset,
             Frame::Credit(70_000),
+            Frame::Return(70_000),
         ] {
             let written = frame.write(0x0102_0304);
             assert_eq!(Frame::parse(&written), Some((0x0102_0304, frame)));
@@ -99,7 +105,7 @@ mod tests {
             let shorter = Frame::parse(&written[..written.len() - 1]);
             assert!(shorter.is_none_or(|(_, frame)| matches!(frame, Frame::Data(_))), "{shorter:?}");
         }
-        for nonsense in [&[][..], &[0, 0, 0, 1], &[0, 0, 0, 1, 3], &[0, 0, 0, 1, 7], &[0, 0, 0, 1, 0, 0]] {
+        for nonsense in [&[][..], &[0, 0, 0, 1], &[0, 0, 0, 1, 3], &[0, 0, 0, 1, 8], &[0, 0, 0, 1, 0, 0]] {
             assert_eq!(Frame::parse(nonsense), None, "{nonsense:?}");
         }
         assert_eq!(Frame::Data(&data).write(9)[..PREFIX], Frame::prefix(9));

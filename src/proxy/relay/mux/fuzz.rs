@@ -89,6 +89,10 @@ struct Stream {
     /// What came and the application has not taken, and what we sent and the peer has not heard.
     inbox: Vec<u8>,
     outbox: Vec<u8>,
+    /// We sent since credit was given back last.
+    sends: bool,
+    /// What of ours is given back, and the peer has not heard.
+    returned: Option<u32>,
     ended: bool,
     reset: bool,
     we_ended: bool,
@@ -115,6 +119,8 @@ impl Stream {
             attached: false,
             inbox: vec![],
             outbox: vec![],
+            sends: false,
+            returned: None,
             ended: false,
             reset: false,
             we_ended: false,
@@ -189,6 +195,7 @@ impl Scene {
         let (what, id) = (input.byte(), u32::from(input.byte() % 8));
         match what % 16 {
             0..=6 => return self.peer_says(input, id),
+            7 if id == 0 => self.give_back(),
             7 => return self.peer_asks(),
             8 => self.open(),
             9 => self.accept(id),
@@ -214,6 +221,7 @@ impl Scene {
             4 => Some(Frame::End),
             5 => Some(Frame::Reset),
             6 => Some(Frame::Credit(more)),
+            7 if kind & 16 != 0 => Some(Frame::Return(more)),
             _ => None,
         };
         let said = frame.map_or_else(|| content.iter().copied().take(MAX_DATA).collect(), |frame| frame.write(id));
@@ -277,6 +285,7 @@ impl Scene {
             Frame::Credit(more) if begun == Begun::Accepted && more <= MOST_CREDIT - stream.credit => {
                 stream.credit += more;
             }
+            Frame::Return(less) if begun == Begun::Accepted && less <= stream.allowed => stream.allowed -= less,
             _ => return false,
         }
         true
@@ -358,6 +367,7 @@ impl Scene {
         let direct = state.seal(id, buffer, length).expect("there was room").map(<[u8]>::to_vec);
         stream.credit -= u32::try_from(length).expect("it is less");
         stream.outbox.extend_from_slice(&data);
+        stream.sends = true;
         if let Some(direct) = direct {
             // The socket takes a part.
             let (taken, rest) = direct.split_at(direct.len() / 3);
@@ -391,6 +401,23 @@ impl Scene {
         }
     }
 
+    /// Whoever has not sent gives back what is more than at first.
+    fn give_back(&mut self) {
+        self.listen();
+        for stream in self.streams.values_mut() {
+            let more = stream.credit.saturating_sub(Window::FIRST);
+            if !std::mem::take(&mut stream.sends) && more > 0 {
+                stream.credit = Window::FIRST;
+                stream.returned = Some(more);
+            }
+        }
+        self.state.give_back();
+        self.listen();
+        assert!(self.streams.values().all(|stream| stream.returned.is_none()), "what is due is given back");
+        let lent = self.streams.values().any(|stream| stream.credit > Window::FIRST);
+        assert_eq!(self.state.outlook().lent, lent);
+    }
+
     fn end(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.begun == Begun::Accepted) else { return };
         if !stream.we_ended {
@@ -408,7 +435,7 @@ impl Scene {
         self.listen();
         self.state.leave(id, how.is_multiple_of(2));
         self.streams.remove(&id);
-        assert_eq!(self.state.len(), self.streams.len());
+        assert_eq!(self.state.outlook().alone, self.streams.is_empty());
     }
 
     /// The socket takes some.
@@ -456,6 +483,7 @@ impl Scene {
                     stream.allowed += more;
                     assert!(stream.allowed as usize + stream.inbox.len() <= LARGEST as usize);
                 }
+                Frame::Return(less) => assert_eq!(stream.returned.take(), Some(less)),
                 Frame::End => assert!(stream.we_ended && stream.outbox.is_empty()),
                 Frame::Open | Frame::Accepted | Frame::Refused | Frame::Reset => {}
             }

@@ -21,6 +21,7 @@ use super::{
     },
     entry::{Begun, Entry},
     frame::{Frame, MAX_DATA, PREFIX},
+    window::Window,
 };
 use crate::refusal::Refusal;
 
@@ -51,6 +52,15 @@ type Came<'a> = Vec<(u32, &'a [u8])>;
 /// The stream, or all of it, is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gone;
+
+/// What a connection has to look out for, beside its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Outlook {
+    /// It has no stream.
+    pub(super) alone: bool,
+    /// Some streams may send more than at first, and have to give that back if they do not.
+    pub(super) lent: bool,
+}
 
 impl From<Gone> for io::Error {
     fn from(_: Gone) -> Self {
@@ -84,6 +94,8 @@ pub(super) struct State {
     crowd: VecDeque<u32>,
     /// Streams that wait until what they said last is written.
     ending: Vec<u32>,
+    /// Some streams may send more than at first.
+    lent: bool,
 }
 
 fn violation() -> Error {
@@ -109,6 +121,7 @@ impl State {
             pump: None,
             crowd: VecDeque::new(),
             ending: Vec::new(),
+            lent: false,
         }
     }
 
@@ -123,9 +136,9 @@ impl State {
         }
     }
 
-    /// How many streams there are.
-    pub(super) fn len(&self) -> usize {
-        self.streams.len()
+    /// What there is to wait for.
+    pub(super) fn outlook(&self) -> Outlook {
+        Outlook { alone: self.streams.is_empty(), lent: self.lent }
     }
 
     /// Whether another stream may begin.
@@ -175,6 +188,17 @@ impl State {
             Begun::Refused => Poll::Ready(false),
             Begun::Waiting => entry.wait(cx),
         }
+    }
+
+    /// Streams that have sent nothing since this was asked last give back what their windows have grown by: the peer's
+    /// thread has only so much of that for all.
+    pub(super) fn give_back(&mut self) {
+        let due: Vec<(u32, u32)> =
+            self.streams.iter_mut().filter_map(|(id, entry)| Some((*id, entry.give_back()?))).collect();
+        for (id, more) in due {
+            let _ = self.say(id, Frame::Return(more));
+        }
+        self.lent = self.streams.values().any(|entry| entry.credit > Window::FIRST);
     }
 
     /// Streams that the peer has begun since this was asked last.
@@ -232,6 +256,7 @@ impl State {
         self.refresh()?;
         let entry = self.live(id)?;
         entry.credit = entry.credit.checked_sub(u32::try_from(length).map_err(|_| Gone)?).ok_or(Gone)?;
+        entry.sends = true;
         let pieces = length.div_ceil(MAX_DATA);
         for slot in buffer.chunks_mut(STRIDE).take(pieces) {
             slot.get_mut(HEADER..HEADER + PREFIX).ok_or(Gone)?.copy_from_slice(&Frame::prefix(id));
@@ -360,6 +385,7 @@ impl State {
         }
         self.pass();
         if self.streams.is_empty() {
+            self.lent = false;
             self.wake_pump();
         }
     }
@@ -463,7 +489,9 @@ impl State {
             (Frame::Credit(more), Begun::Accepted) => {
                 let credit = entry.credit.checked_add(more).filter(|credit| *credit <= MOST_CREDIT);
                 entry.credit = credit.ok_or_else(violation)?;
+                self.lent |= entry.credit > Window::FIRST;
             }
+            (Frame::Return(less), Begun::Accepted) if entry.window.returned(less) => {}
             _ => return Err(violation()),
         }
         entry.wake();

@@ -1,7 +1,8 @@
 //! How much the peer may send on one stream before our application has taken it.
 //!
 //! Small, so that thousands of applications that do not read cost little; it grows where bytes come in quantity and the
-//! application takes them at once, as long as all streams of the thread together do not have too much.
+//! application takes them at once, as long as all streams of the thread together do not have too much. A peer that sends
+//! nothing for a while gives back what it grew by.
 
 use std::cell::Cell;
 
@@ -51,6 +52,14 @@ impl Window {
         let left = u32::try_from(length).ok().and_then(|length| self.allowed.checked_sub(length));
         self.allowed = left.unwrap_or(0);
         left.is_some()
+    }
+
+    /// The peer gives back `less` of what it may send; answers whether it had that.
+    pub(super) fn returned(&mut self, less: u32) -> bool {
+        let Some(left) = self.allowed.checked_sub(less) else { return false };
+        self.allowed = left;
+        self.resize(left.clamp(Self::FIRST, self.size));
+        true
     }
 
     /// The application has taken `length` bytes, `at_once` or not, and none wait for it. Answers what more the peer may
@@ -107,6 +116,21 @@ mod tests {
         assert!(window.came(LARGEST as usize));
         assert_eq!(window.took(LARGEST as usize, false), Some(Window::FIRST));
         assert_eq!(GROWN.get(), 0);
+    }
+
+    #[test]
+    fn what_is_given_back_makes_room_for_others() {
+        let mut window = Window::new();
+        for _ in 0..10 {
+            let all = window.allowed;
+            assert!(window.came(all as usize));
+            window.took(all as usize, true);
+        }
+        assert!(!window.returned(LARGEST + 1), "more than there was");
+        assert!(window.returned(LARGEST - Window::FIRST));
+        assert_eq!((window.allowed, GROWN.get()), (Window::FIRST, 0));
+        assert!(window.returned(Window::FIRST));
+        assert_eq!((window.allowed, window.size), (0, Window::FIRST));
     }
 
     #[test]
