@@ -57,12 +57,13 @@ enum Entered {
     Proof,
 }
 
-/// One more connection by the handshake of the one at `last`, judged as if it had just come.
+/// One more connection by the handshake of the one at `last`, judged as if it had just come; `None` = it is not let in. The
+/// rest is whether the application could be reached.
 pub(super) async fn anew(
     shared: &Shared,
     last: &Place,
     (from, destination): (SocketAddr, SocketAddr),
-) -> Option<(TcpStream, Place, Record)> {
+) -> Option<(Result<(TcpStream, Place), Refusal>, Record)> {
     let generation = last.under.upgrade().filter(|one| shared.generation().is_ok_and(|now| Arc::ptr_eq(one, &now)))?;
     let Basis::Caller { proof, .. } = shared.registry.rests(last)? else { return None };
     generation.judge.stands(&proof, telemetry::now()).ok()?;
@@ -73,8 +74,10 @@ pub(super) async fn anew(
     let came = Came { dialled: destination.port(), chain: &[], tls12: false };
     let (place, target) = admitted(shared, &generation, came, proof).ok()?;
     let address = SocketAddr::new(destination.ip(), target);
-    let (application, place) = reach(shared, address, place, &record).await.ok()?;
-    Some((application, place, record))
+    match reach(shared, address, place, &record).await {
+        Err(refusal) if !matches!(refusal, Refusal::DialFailed | Refusal::Timeout(_)) => None,
+        reached => Some((reached, record)),
+    }
 }
 
 async fn establish(

@@ -20,7 +20,7 @@ use super::{
     limits::Limits,
     outbound,
     registry::Place,
-    relay::{self, Begun, Joined, Mux, Network, Parts, Role},
+    relay::{self, Answer, Begun, Joined, Mux, Network, Parts, Role},
     shards::Host,
     shared::Shared,
     tls::Made,
@@ -172,7 +172,7 @@ impl Call<'_> {
                         break;
                     }
                 }
-                Found::Mux(mux) => match self.begin(&mux).await {
+                Found::Mux(mux) => match self.begin(&mux).await? {
                     Some(joined) => return Ok(Some(joined)),
                     // It does not answer, or its generation is over there.
                     None => muxes.forget(&key, &mux),
@@ -181,7 +181,7 @@ impl Call<'_> {
                     Outcome::Alone(joined) => return Ok(joined),
                     Outcome::Shared(mux) => {
                         made.send_replace(());
-                        return Ok(self.begin(&mux).await);
+                        return self.begin(&mux).await;
                     }
                 },
             }
@@ -217,16 +217,29 @@ impl Call<'_> {
     }
 
     /// A stream, judged as any call; `None` = a handshake is needed.
-    async fn begin(&self, mux: &Arc<Mux>) -> Option<(Network, Place)> {
+    async fn begin(&self, mux: &Arc<Mux>) -> Result<Option<(Network, Place)>, Refusal> {
+        let Some((place, begun)) = self.admitted(mux).and_then(|place| Some((place, mux.begin()?))) else {
+            return Ok(None);
+        };
+        match timeout(ACCEPT, begun.answered()).await {
+            Ok(Answer::Accepted(stream)) => {
+                self.shared.metrics.resumed(Direction::Outbound);
+                Ok(Some((Network::Stream(stream), place)))
+            }
+            // Another handshake would reach it no better.
+            Ok(Answer::Unreached) => Err(Refusal::DialFailed),
+            Ok(Answer::Refused) | Err(_) => Ok(None),
+        }
+    }
+
+    /// A place for a call that rests on the handshake of `mux`.
+    fn admitted(&self, mux: &Mux) -> Option<Place> {
         let Self { shared, generation, address, route, .. } = self;
         let Some(Basis::Server { proof: Some(proof), .. }) = shared.registry.rests(&mux.place) else { return None };
         generation.judge.stands(&proof, telemetry::now()).ok()?;
         let (server, pod) = (route.server.clone(), route.pod.clone());
         let basis = Basis::Server { address: *address, server, mode: Mode::MutualTls, pod, proof: Some(proof) };
-        let place = outbound::register(shared, generation, basis, |_| Err(AGAIN)).ok()?;
-        let stream = timeout(ACCEPT, mux.begin()?.accepted()).await.ok()??;
-        shared.metrics.resumed(Direction::Outbound);
-        Some((Network::Stream(Box::new(stream)), place))
+        outbound::register(shared, generation, basis, |_| Err(AGAIN)).ok()
     }
 }
 
@@ -257,18 +270,31 @@ async fn stream(shared: Arc<Shared>, limits: Arc<Limits>, begun: Begun, came: (S
     let Ok(counted) = limits.connection() else { return };
     drop(limits);
     let Some((joined, mut record)) = Box::pin(join(&shared, begun, came)).await else { return };
-    let outcome = relay::carry(joined, &mut record).await;
+    let outcome = match joined {
+        Ok(joined) => relay::carry(joined, &mut record).await,
+        Err(refusal) => Err(refusal),
+    };
     record.end(outcome, &shared.metrics, &shared.refusals);
     drop(counted);
 }
 
-async fn join(shared: &Arc<Shared>, begun: Begun, came: (SocketAddr, SocketAddr)) -> Option<(Box<Joined>, Record)> {
+/// A stream that is let in, joined to the application if that can be reached; `None` = it is not let in.
+async fn join(
+    shared: &Arc<Shared>,
+    begun: Begun,
+    came: (SocketAddr, SocketAddr),
+) -> Option<(Result<Box<Joined>, Refusal>, Record)> {
     let mux = begun.mux().clone();
-    let (application, place, record) = inbound::anew(shared, &mux.place, came).await?;
+    let (reached, record) = inbound::anew(shared, &mux.place, came).await?;
+    let (application, place) = match reached {
+        Ok(reached) => reached,
+        Err(refusal) => {
+            begun.unreached();
+            return Some((Err(refusal), record));
+        }
+    };
     let stream = begun.accept()?;
     shared.metrics.resumed(Direction::Inbound);
-    Some((
-        Box::new(Joined { application: application.into(), network: Network::Stream(Box::new(stream)), place }),
-        record,
-    ))
+    let network = Network::Stream(Box::new(stream));
+    Some((Ok(Box::new(Joined { application: application.into(), network, place })), record))
 }

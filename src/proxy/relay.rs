@@ -34,7 +34,7 @@ pub(super) use self::mux::memory as mux_memory;
 use self::streams::{Streams, Wire};
 pub(super) use self::{
     application::Application,
-    mux::{Begun, Mux, MuxStream, Parts, Role},
+    mux::{Answer, Begun, Mux, MuxStream, Parts, Role},
     tunnel::Tunnel,
 };
 #[cfg(any(test, feature = "fuzz"))]

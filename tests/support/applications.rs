@@ -11,6 +11,7 @@ use std::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    task::AbortHandle,
 };
 
 /// An application in the test.
@@ -19,6 +20,7 @@ pub(crate) struct Application {
     pub(crate) address: SocketAddr,
     accepted: Arc<AtomicUsize>,
     ended: Arc<AtomicUsize>,
+    listening: AbortHandle,
 }
 
 /// What an application does with a connection.
@@ -47,10 +49,11 @@ impl Application {
     }
 
     fn serve(listener: TcpListener, behaviour: Behaviour) -> Self {
-        let application =
-            Self { address: listener.local_addr().unwrap(), accepted: Arc::default(), ended: Arc::default() };
-        let (accepted, ended) = (application.accepted.clone(), application.ended.clone());
-        tokio::spawn(async move {
+        let address = listener.local_addr().unwrap();
+        let (accepted, ended) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let counts = (accepted.clone(), ended.clone());
+        let listening = tokio::spawn(async move {
+            let (accepted, ended) = counts;
             while let Ok((stream, _)) = listener.accept().await {
                 accepted.fetch_add(1, Ordering::SeqCst);
                 let ended = ended.clone();
@@ -60,7 +63,12 @@ impl Application {
                 });
             }
         });
-        application
+        Self { address, accepted, ended, listening: listening.abort_handle() }
+    }
+
+    /// Accepts nobody any more; who is there goes on.
+    pub(crate) fn stop_listening(&self) {
+        self.listening.abort();
     }
 
     /// Connections now.

@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::state::{Outlook, State};
 pub(in super::super) use self::{
     state::Role,
-    stream::{Begun, MuxStream},
+    stream::{Answer, Begun, MuxStream},
 };
 use super::{
     super::{

@@ -253,6 +253,26 @@ async fn who_shares_a_wire_that_breaks_sees_a_reset_and_who_comes_shakes_hands_a
     let _ = crowd(&two, 6).await;
 }
 
+#[tokio::test]
+async fn where_the_application_is_down_who_shares_is_reset_without_a_handshake_and_both_say_why() {
+    let (two, _) = warm(two(itself).await).await;
+    let mut open = crowd(&two, 6).await;
+    let [handshakes, _] = two.seen().await;
+    two.application.stop_listening();
+    eventually("it does not listen", || async {
+        TcpStream::connect(two.application.address).await.is_err().then_some(())
+    })
+    .await;
+    for _ in 0..10 {
+        assert_eq!(read_out(&mut two.client.open(0).await).await, (vec![], Seen::Reset));
+    }
+    for side in [&two.client, &two.server] {
+        eventually("counted", || async { (side.reasons().await.get("DialFailed") == Some(&10)).then_some(()) }).await;
+    }
+    assert!(two.seen().await[0] - handshakes <= FEW - 1.0, "one for a thread that had none");
+    echo(&mut open[0], b"who was there goes on").await.unwrap();
+}
+
 /// Whatever became of the one that carries nothing, or much: who comes is served once and once only.
 async fn survives(fate: Fate, count: u8) {
     let (tell, told) = watch::channel(None);

@@ -49,6 +49,17 @@ const PIECES: usize = 32;
 /// What came in one read: of which stream, and what.
 type Came<'a> = Vec<(u32, &'a [u8])>;
 
+/// What the peer says to the beginning of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// It has taken it.
+    Accepted,
+    /// It has not judged it, or not let it in.
+    Refused,
+    /// It has let it in, and could not reach its application.
+    Unreached,
+}
+
 /// The stream, or all of it, is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Gone;
@@ -178,15 +189,15 @@ impl State {
         Some(self.last)
     }
 
-    /// Whether the peer has taken the stream.
-    pub(super) fn opened(&mut self, id: u32, cx: &Context<'_>) -> Poll<bool> {
+    /// What the peer says to the beginning of the stream.
+    pub(super) fn opened(&mut self, id: u32, cx: &Context<'_>) -> Poll<Answer> {
         let failed = self.failed.is_some();
-        let Some(entry) = self.streams.get_mut(&id) else { return Poll::Ready(false) };
+        let Some(entry) = self.streams.get_mut(&id) else { return Poll::Ready(Answer::Refused) };
         match entry.begun {
-            _ if failed || entry.reset => Poll::Ready(false),
-            Begun::Accepted => Poll::Ready(true),
-            Begun::Refused => Poll::Ready(false),
-            Begun::Waiting => entry.wait(cx),
+            Begun::Accepted if !failed => Poll::Ready(Answer::Accepted),
+            Begun::Waiting if entry.reset && !failed => Poll::Ready(Answer::Unreached),
+            Begun::Waiting if !failed => entry.wait(cx),
+            _ => Poll::Ready(Answer::Refused),
         }
     }
 
@@ -211,6 +222,13 @@ impl State {
         let entry = self.streams.get_mut(&id).filter(|entry| !entry.reset).ok_or(Gone)?;
         entry.begun = Begun::Accepted;
         self.say(id, Frame::Accepted)
+    }
+
+    /// The stream that the peer has begun is let in, and leads nowhere: left now, it is reset.
+    pub(super) fn unreached(&mut self, id: u32) {
+        if let Some(entry) = self.streams.get_mut(&id) {
+            entry.begun = Begun::Accepted;
+        }
     }
 
     /// How much may be sent now. Who is `quiet` does not wait behind those who fill `out` whenever there is room; where

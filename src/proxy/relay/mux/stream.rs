@@ -19,7 +19,7 @@ use super::{
     },
     Mux,
     frame::{MAX_DATA, PREFIX},
-    state::Gone,
+    state::{self, Gone},
 };
 
 /// A stream that was begun, and not accepted yet; left when dropped.
@@ -46,9 +46,18 @@ impl Begun {
         &self.mux
     }
 
-    /// Waits until the peer has taken what we began; `None` = it has not.
-    pub(in super::super::super) async fn accepted(self) -> Option<MuxStream> {
-        poll_fn(|cx| self.mux.lock().opened(self.id, cx)).await.then(|| MuxStream::new(self))
+    /// Waits for what the peer says to what we began.
+    pub(in super::super::super) async fn answered(self) -> Answer {
+        match poll_fn(|cx| self.mux.lock().opened(self.id, cx)).await {
+            state::Answer::Accepted => Answer::Accepted(Box::new(MuxStream::new(self))),
+            state::Answer::Refused => Answer::Refused,
+            state::Answer::Unreached => Answer::Unreached,
+        }
+    }
+
+    /// What the peer began is let in, and our application cannot be reached.
+    pub(in super::super::super) fn unreached(self) {
+        self.mux.lock().unreached(self.id);
     }
 
     /// Takes what the peer began; `None` = it is gone.
@@ -56,6 +65,17 @@ impl Begun {
         let taken = self.mux.lock().accept(self.id);
         taken.is_ok().then(|| MuxStream::new(self))
     }
+}
+
+/// What the peer says to the beginning of a stream.
+#[derive(Debug)]
+pub(in super::super::super) enum Answer {
+    /// It has taken it.
+    Accepted(Box<MuxStream>),
+    /// A handshake is needed, or says why not.
+    Refused,
+    /// It would have taken it, and could not reach its application.
+    Unreached,
 }
 
 /// A stream.

@@ -63,7 +63,8 @@ async fn a_stream_that_says_nothing_gives_back_what_its_window_has_grown_by() {
         taken.push(begun.accept().unwrap());
     };
     let script = async {
-        let _stream = caller.begin().unwrap().accepted().await.unwrap();
+        let answer = caller.begin().unwrap().answered().await;
+        assert!(matches!(answer, Answer::Accepted(_)), "{answer:?}");
         assert!(!caller.lock().outlook().lent);
         send(&caller, 4 << 20).await;
         assert!(caller.lock().outlook().lent);
