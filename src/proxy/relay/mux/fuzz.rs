@@ -251,7 +251,8 @@ impl Scene {
             waiting.for_each(|stream| assert!(stream.woken.0.load(Ordering::Relaxed), "nobody is told of the end"));
             // What came before is still there.
             self.over = true;
-            (0..=self.last).for_each(|id| [(); 2].iter().for_each(|()| self.fetch(id, usize::MAX)));
+            let ids: Vec<u32> = self.streams.keys().copied().collect();
+            ids.into_iter().for_each(|id| self.fetch(id, usize::MAX));
         }
         legal
     }
