@@ -7,6 +7,7 @@ use entente::telemetry;
 use crate::{
     network::{self, CLIENT},
     options::Options,
+    outer::AWAKE,
     pair::Laboratory,
     peer::Peer,
     report::Fact,
@@ -21,12 +22,15 @@ pub(crate) async fn gather(options: &Options, laboratory: &Laboratory) -> Vec<Fa
     let congestion = network::output(&format!("ip netns exec {CLIENT} sysctl -n net.ipv4.tcp_congestion_control"))
         .await
         .unwrap_or_default();
+    let awake = fs::read_to_string(AWAKE)
+        .map_or_else(|_| "as long as the machine lets it".to_owned(), |ns| format!("{} ns before it halts", ns.trim()));
     let mut facts = vec![];
     for (name, value) in [
         ("date", telemetry::now().to_string()),
         ("processor", format!("{} ({cores} cores)", model.trim_start_matches([' ', '\t', ':']))),
         ("kernel", read("/proc/sys/kernel/osrelease")),
         ("congestion control", congestion.trim().to_owned()),
+        ("an idle processor looks for work", awake),
         (
             "blocks",
             format!("{} of {} s after {} s, seed {}", options.blocks, options.seconds, options.warmup, options.seed),

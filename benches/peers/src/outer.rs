@@ -21,7 +21,7 @@ pub(crate) fn run(options: Options) -> anyhow::Result<()> {
         return runtime.block_on(run::run(&options.settled()));
     }
     ensure!(fs::metadata("/proc/self").is_ok_and(|own| owned_by_root(&own)), "network namespaces need root");
-    let _allowed = Allowed::cubic()?;
+    let _settings = [Setting::cubic()?, Setting::awake()];
     runtime.block_on(again())
 }
 
@@ -51,27 +51,44 @@ async fn again() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Which congestion controls namespaces may choose; put back when dropped.
-struct Allowed(Option<String>);
+/// A setting of the machine's that was changed; put back when dropped.
+struct Setting {
+    path: &'static str,
+    before: Option<String>,
+}
 
+/// Which congestion controls namespaces may choose.
 const ALLOWED: &str = "/proc/sys/net/ipv4/tcp_allowed_congestion_control";
+/// How long, in ns, an idle processor of a virtual machine looks for work before it halts.
+pub(crate) const AWAKE: &str = "/sys/module/haltpoll/parameters/guest_halt_poll_ns";
+/// The kernel's own choice (`drivers/cpuidle/governors/haltpoll.c`).
+const AWAKE_NS: u64 = 200_000;
 
-impl Allowed {
+impl Setting {
     /// Allows cubic, whatever the machine's own choice is: BBR paces even on a veth pair.
     fn cubic() -> anyhow::Result<Self> {
         let before = fs::read_to_string(Path::new(ALLOWED)).context("congestion controls")?;
         if before.split_whitespace().any(|name| name == "cubic") {
-            return Ok(Self(None));
+            return Ok(Self { path: ALLOWED, before: None });
         }
         fs::write(ALLOWED, format!("{} cubic", before.trim())).context("cubic is not there")?;
-        Ok(Self(Some(before)))
+        Ok(Self { path: ALLOWED, before: Some(before) })
+    }
+
+    /// Processors that halt at once are woken by the hypervisor, and latency is mostly its own. Where that cannot be set, it
+    /// is as it is.
+    fn awake() -> Self {
+        let before = fs::read_to_string(AWAKE).ok();
+        let halts = before.as_ref().and_then(|ns| ns.trim().parse::<u64>().ok()).is_some_and(|ns| ns < AWAKE_NS);
+        let set = halts && fs::write(AWAKE, AWAKE_NS.to_string()).is_ok();
+        Self { path: AWAKE, before: before.filter(|_| set) }
     }
 }
 
-impl Drop for Allowed {
+impl Drop for Setting {
     fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = fs::write(ALLOWED, before);
+        if let Some(before) = &self.before {
+            let _ = fs::write(self.path, before);
         }
     }
 }
