@@ -222,9 +222,9 @@ impl Call<'_> {
             return Ok(None);
         };
         match timeout(ACCEPT, begun.answered()).await {
-            Ok(Answer::Accepted(stream)) => {
+            Ok(Answer::Accepted) => {
                 self.shared.metrics.resumed(Direction::Outbound);
-                Ok(Some((Network::Stream(stream), place)))
+                Ok(Some((Network::Stream(Box::new(begun.taken())), place)))
             }
             // Another handshake would reach it no better.
             Ok(Answer::Unreached) => Err(Refusal::DialFailed),

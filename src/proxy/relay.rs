@@ -31,14 +31,16 @@ use tokio::{
 
 #[cfg(feature = "gate")]
 pub(super) use self::mux::memory as mux_memory;
-use self::streams::{Streams, Wire};
-pub(super) use self::{
+use self::{
     application::Application,
-    mux::{Answer, Begun, Mux, MuxStream, Parts, Role},
-    tunnel::Tunnel,
+    streams::{Streams, Wire},
 };
 #[cfg(any(test, feature = "fuzz"))]
 pub(super) use self::{mux::fuzz as mux_fuzz, tunnel::fuzz};
+pub(super) use self::{
+    mux::{Answer, Begun, Mux, MuxStream, Parts, Role},
+    tunnel::Tunnel,
+};
 use super::{
     access::{Moved, Record},
     records::{HEADER, MAX_PLAINTEXT, STRIDE},
@@ -52,6 +54,8 @@ use crate::refusal::Refusal;
 const SCRATCH: usize = 8 * STRIDE;
 /// Full records that the thread's buffer holds.
 const SLOTS: u8 = (SCRATCH / STRIDE) as u8;
+/// Pieces of plaintext that are written together.
+const PIECES: usize = 32;
 /// How long one direction may stay silent after the other was closed.
 const HALF_CLOSED: Duration = Duration::from_secs(3600);
 /// How long an orderly end may take when we end it ourselves.

@@ -50,20 +50,6 @@ impl Application {
     pub(super) fn sink(&self) -> Arc<dyn Sink> {
         self.0.clone()
     }
-
-    fn poll_with(
-        &self,
-        cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.0.poll_write_ready(cx))?;
-            match write(&self.0) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                written => return Poll::Ready(written),
-            }
-        }
-    }
 }
 
 impl Underlying for Application {
@@ -89,7 +75,7 @@ impl AsyncRead for Application {
 
 impl AsyncWrite for Application {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.poll_with(cx, |socket| socket.try_write(bytes))
+        self.poll_write_vectored(cx, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -97,7 +83,13 @@ impl AsyncWrite for Application {
         cx: &mut Context<'_>,
         pieces: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.poll_with(cx, |socket| socket.try_write_vectored(pieces))
+        loop {
+            ready!(self.0.poll_write_ready(cx))?;
+            match self.0.take(pieces) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -33,8 +33,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::state::{Outlook, State};
 pub(in super::super) use self::{
-    state::Role,
-    stream::{Answer, Begun, MuxStream},
+    state::{Answer, Role},
+    stream::{Begun, MuxStream},
 };
 use super::{
     super::{

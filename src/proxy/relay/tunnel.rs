@@ -23,14 +23,12 @@ use super::{
         sockets::Underlying,
         tls,
     },
-    Broken, Carrier, End, SLOTS, Stage, places,
+    Broken, Carrier, End, PIECES, SLOTS, Stage, places,
     socket::{Kept, Socket, portion},
 };
 
 /// Where a direction begins: what a first answer usually fits in, and a slow side must at most be kept of.
 const FIRST_SLOTS: u8 = 2;
-/// Pieces of plaintext that are written together.
-const PIECES: usize = 32;
 
 /// A connection to a peer, handshake done.
 #[derive(Debug)]

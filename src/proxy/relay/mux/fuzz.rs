@@ -128,6 +128,13 @@ impl Stream {
             waits: false,
         }
     }
+
+    /// The application has what came first.
+    fn taken(&mut self) {
+        let taken = std::mem::take(&mut *self.application.taken.lock().expect("one thread"));
+        assert!(self.inbox.starts_with(&taken), "what came first is taken first");
+        self.inbox.drain(..taken.len());
+    }
 }
 
 /// Takes as much as there is room for.
@@ -159,15 +166,6 @@ impl AsyncWrite for &Application {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
-    }
-}
-
-impl Stream {
-    /// The application has what came first.
-    fn taken(&mut self) {
-        let taken = std::mem::take(&mut *self.application.taken.lock().expect("one thread"));
-        assert!(self.inbox.starts_with(&taken), "what came first is taken first");
-        self.inbox.drain(..taken.len());
     }
 }
 

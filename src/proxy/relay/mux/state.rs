@@ -47,7 +47,7 @@ pub(in super::super::super) enum Role {
 
 /// What the peer says to the beginning of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(in super::super::super) enum Answer {
     /// It has taken it.
     Accepted,
     /// It has not judged it, or not let it in.

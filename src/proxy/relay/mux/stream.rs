@@ -19,7 +19,7 @@ use super::{
     },
     Mux,
     frame::{MAX_DATA, PREFIX},
-    state::{self, Gone},
+    state::{Answer, Gone},
 };
 
 /// A stream that was begun, and not accepted yet; left when dropped.
@@ -47,12 +47,13 @@ impl Begun {
     }
 
     /// Waits for what the peer says to what we began.
-    pub(in super::super::super) async fn answered(self) -> Answer {
-        match poll_fn(|cx| self.mux.lock().opened(self.id, cx)).await {
-            state::Answer::Accepted => Answer::Accepted(Box::new(MuxStream::new(self))),
-            state::Answer::Refused => Answer::Refused,
-            state::Answer::Unreached => Answer::Unreached,
-        }
+    pub(in super::super::super) async fn answered(&self) -> Answer {
+        poll_fn(|cx| self.mux.lock().opened(self.id, cx)).await
+    }
+
+    /// What the peer has taken.
+    pub(in super::super::super) fn taken(self) -> MuxStream {
+        MuxStream::new(self)
     }
 
     /// What the peer began is let in, and our application cannot be reached.
@@ -65,17 +66,6 @@ impl Begun {
         let taken = self.mux.lock().accept(self.id);
         taken.is_ok().then(|| MuxStream::new(self))
     }
-}
-
-/// What the peer says to the beginning of a stream.
-#[derive(Debug)]
-pub(in super::super::super) enum Answer {
-    /// It has taken it.
-    Accepted(Box<MuxStream>),
-    /// A handshake is needed, or says why not.
-    Refused,
-    /// It would have taken it, and could not reach its application.
-    Unreached,
 }
 
 /// A stream.

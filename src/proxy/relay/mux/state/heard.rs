@@ -6,16 +6,16 @@ use rustls::Error;
 
 use super::{
     super::{
-        super::super::records::{self, Opened},
+        super::{
+            super::records::{self, Opened},
+            PIECES,
+        },
         entry::{Begun, Entry},
         frame::Frame,
         window::Window,
     },
     MOST, MOST_CREDIT, Role, State, violation,
 };
-
-/// Pieces of what came that an application is given together.
-const PIECES: usize = 32;
 
 /// What came in one read: of which stream, and what.
 type Came<'a> = Vec<(u32, &'a [u8])>;
